@@ -1,0 +1,45 @@
+# make demo    builds, trains a small detector on the CPU, evaluates it and shows pictures: runs/demo/index.html
+# make test    builds and runs the test suite
+# make bench   the tables of benchmarks/README.md
+# make lint    ruff, mypy and clang-format
+#
+# An activated virtual environment is used; without one, .venv is made. torch is installed if it is missing.
+
+PYTHON ?= python3
+VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.fastrcnn-installed
+NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test bench lint
+
+demo: $(INSTALLED)
+	$(RUN) -m fastrcnn.demo
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+bench: $(INSTALLED)
+	$(RUN) benchmarks/ops.py
+	$(RUN) benchmarks/inference.py faster_rcnn_r50_fpn_1x_coco
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m clang_format --version
+	$(RUN) -m clang_format --dry-run --Werror $(NATIVE)
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp holds the path of this checkout, so that an environment shared with another one is installed anew.
+$(INSTALLED): pyproject.toml setup.py $(NATIVE) | $(RUN)
+	$(RUN) -m pip install -q --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.13"
+	$(RUN) -m pip install -q "torch>=2.10" torchvision
+	$(RUN) -m pip install --no-build-isolation -e ".[test]"
+	echo "$(CURDIR)" > $@
+
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif

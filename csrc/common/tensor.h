@@ -1,0 +1,125 @@
+// What every operator uses of the LibTorch stable ABI, and the checks of its arguments.
+//
+// Every message reads "<argument>: expected <what>, got <what came>", in the names of the Python signature.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace fastrcnn {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws the message as it stands, without the place in this source that STD_TORCH_CHECK would put before it.
+#define FASTRCNN_CHECK(condition, ...)                                         \
+  do {                                                                         \
+    if (!(condition)) throw std::runtime_error(::fastrcnn::text(__VA_ARGS__)); \
+  } while (false)
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream joined;
+  (joined << ... << parts);
+  return joined.str();
+}
+
+inline std::string shape_text(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
+  text << ']';
+  return text.str();
+}
+
+// `expected`: the shape in words, for the message; -1 in `shape` is any size.
+inline void check_shape(const Tensor& tensor, const char* name, const char* expected,
+                        std::initializer_list<int64_t> shape) {
+  bool right = tensor.dim() == static_cast<int64_t>(shape.size());
+  int64_t d = 0;
+  for (const int64_t size : shape) {
+    if (!right) break;
+    right = size < 0 || tensor.size(d) == size;
+    ++d;
+  }
+  FASTRCNN_CHECK(right, name, ": expected shape ", expected, ", got ", shape_text(tensor));
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
+inline void check_dtype(const Tensor& tensor, const char* name, ScalarType dtype) {
+  FASTRCNN_CHECK(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype_name(dtype), ", got ",
+                 dtype_name(tensor.scalar_type()));
+}
+
+// Boxes, scores and deltas are float32, or float64 for gradient checks.
+inline void check_coordinates(const Tensor& tensor, const char* name) {
+  const ScalarType dtype = tensor.scalar_type();
+  FASTRCNN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+                 ": expected dtype float32 or float64, got ", dtype_name(dtype));
+}
+
+inline void check_same_device(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
+  FASTRCNN_CHECK(tensor.device() == other.device(), name, " and ", other_name,
+                 ": expected both on the same device, got ", tensor.is_cuda() ? "cuda" : "cpu", " and ",
+                 other.is_cuda() ? "cuda" : "cpu");
+}
+
+inline void check_threshold(double value, const char* name) {
+  FASTRCNN_CHECK(value >= 0.0 && value <= 1.0, name, ": expected a number in [0, 1], got ", value);
+}
+
+// Dense in memory with the channels innermost, and not also dense in NCHW order (a single channel or cell is both).
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4 || tensor.is_contiguous()) return false;
+  int64_t stride = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != stride) return false;
+    stride *= tensor.size(d);
+  }
+  return true;
+}
+
+inline Tensor to_channels_last(const Tensor& tensor) {
+  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+}
+
+inline Tensor channels_last_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+}  // namespace fastrcnn

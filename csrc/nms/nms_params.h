@@ -1,0 +1,22 @@
+// What the kernels of NMS work on: the arguments as plain numbers. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/box.h"
+
+namespace fastrcnn {
+
+template <typename T>
+struct NmsParams {
+  const Box<T>* boxes;       // [N, M]
+  const T* scores;           // [N, M]
+  const int64_t* class_ids;  // [N, M] or null
+  const bool* valid;         // [N, M] or null
+  int64_t num_images;        // N
+  int64_t num_candidates;    // M, per image
+  int64_t max_output;        // K
+  T threshold;               // round_down of the user's double
+};
+
+}  // namespace fastrcnn

@@ -1,0 +1,27 @@
+// Every operator of the native library. What the arguments are is said in <op>/<op>.h and, for users, in the Python
+// function of the same name; a leading underscore marks what only this package calls.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastrcnn, m) {
+  m.def(
+      "multilevel_roi_align(Tensor[] features, Tensor rois, float[] spatial_scales, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, bool aligned, float finest_scale) -> Tensor");
+  m.def(
+      "_multilevel_roi_align_backward(Tensor grad, Tensor rois, SymInt[] level_heights, SymInt[] level_widths, "
+      "SymInt num_images, float[] spatial_scales, int sampling_ratio, bool aligned, float finest_scale, "
+      "bool channels_last, bool deterministic) -> Tensor[]");
+  m.def(
+      "nms(Tensor boxes, Tensor scores, Tensor? class_ids, Tensor? valid, float iou_threshold, SymInt max_output) "
+      "-> (Tensor indices, Tensor count)");
+  m.def("base_anchors(float size, float[] scales, float[] ratios) -> Tensor");
+  m.def("grid_anchors(Tensor base_anchors, SymInt height, SymInt width, float stride) -> Tensor");
+  m.def("encode_boxes(Tensor boxes, Tensor targets, float[] means, float[] stds) -> Tensor");
+  m.def("decode_boxes(Tensor boxes, Tensor deltas, float[] means, float[] stds, Tensor? max_shape) -> Tensor");
+  m.def(
+      "_decode_boxes_backward(Tensor grad, Tensor boxes, Tensor deltas, float[] means, float[] stds, "
+      "Tensor? max_shape) -> Tensor");
+  m.def("box_iou(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "assign_max_iou(Tensor boxes, Tensor gt_boxes, float pos_iou, float neg_iou, float min_pos_iou, "
+      "bool match_low_quality) -> (Tensor gt_index, Tensor max_iou)");
+}

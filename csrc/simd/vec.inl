@@ -1,0 +1,72 @@
+// Vectors of 64 bytes: 16 float32 or 8 float64. The compiler splits them where the level has narrower registers.
+// No fused multiply-adds, so that every level gives the same bits.
+namespace fastrcnn {
+namespace FASTRCNN_LEVEL {
+
+using FloatVec = float __attribute__((vector_size(64)));
+using DoubleVec = double __attribute__((vector_size(64)));
+
+template <typename T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = FloatVec;
+};
+template <>
+struct VecOf<double> {
+  using type = DoubleVec;
+};
+template <typename T>
+using Vec = typename VecOf<T>::type;
+
+template <typename T>
+inline constexpr int kLanes = 64 / sizeof(T);
+
+#define FASTRCNN_INLINE static inline __attribute__((always_inline))
+
+template <typename V, typename T>
+FASTRCNN_INLINE V load_unaligned(const T* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// kLanes<T> features as T.
+FASTRCNN_INLINE FloatVec load(const float* from) { return load_unaligned<FloatVec>(from); }
+FASTRCNN_INLINE DoubleVec load(const double* from) { return load_unaligned<DoubleVec>(from); }
+
+FASTRCNN_INLINE FloatVec load(const torch::headeronly::BFloat16* from) {
+  using Bits16 = uint16_t __attribute__((vector_size(32)));
+  using Bits32 = uint32_t __attribute__((vector_size(64)));
+  const Bits32 wide = __builtin_convertvector(load_unaligned<Bits16>(from), Bits32) << 16;  // the upper half of a float
+  FloatVec value;
+  __builtin_memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+FASTRCNN_INLINE FloatVec load(const torch::headeronly::Half* from) {
+  FloatVec value;
+#if defined(__AVX512F__)
+  const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  __builtin_memcpy(&value, &wide, sizeof value);
+#elif defined(__F16C__)
+  const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  const __m256 high = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + 1));
+  __builtin_memcpy(&value, &low, sizeof low);
+  __builtin_memcpy(reinterpret_cast<char*>(&value) + sizeof low, &high, sizeof high);
+#else
+  for (int i = 0; i < 16; ++i) value[i] = static_cast<float>(from[i]);
+#endif
+  return value;
+}
+
+FASTRCNN_INLINE void store(float* to, FloatVec value) { __builtin_memcpy(to, &value, sizeof value); }
+FASTRCNN_INLINE void store(double* to, DoubleVec value) { __builtin_memcpy(to, &value, sizeof value); }
+
+template <typename Feature>
+FASTRCNN_INLINE void store(Feature* to, FloatVec value) {
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<Feature>(value[i]);
+}
+
+}  // namespace FASTRCNN_LEVEL
+}  // namespace fastrcnn

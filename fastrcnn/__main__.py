@@ -1,0 +1,8 @@
+"""python -m fastrcnn: the command line."""
+
+import sys
+
+from fastrcnn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

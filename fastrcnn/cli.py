@@ -1,0 +1,181 @@
+"""The command line. Each command imports what it needs, so that help is quick."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+_CONFIG_HELP = "name of a config (`fastrcnn info` lists them) or path of a YAML file"
+_OVERRIDES_HELP = "settings that replace the config's, e.g. optimizer.lr=0.005"
+_CHECKPOINT_HELP = "weights: a .pth of fastrcnn or mmdetection (default: the config's published file, downloaded once)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; argv None: the arguments of the process.
+
+    Returns:
+        The exit status: 0; 1 if `detect` could not read some of the images; 2 after an error of the user's, which is
+        told in one line; 130 if interrupted. Errors of the program itself are raised.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positional arguments in one run: overrides that follow an option are left over.
+    if rest and (not hasattr(arguments, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        return arguments.run(arguments)
+    except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:
+        print(f"fastrcnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastrcnn: interrupted", file=sys.stderr)
+        return 130
+
+
+def detect(arguments: argparse.Namespace) -> int:
+    from fastrcnn.detect_files import DRAWN_SCORE, detect_files, find_images
+    from fastrcnn.detector import load
+
+    images = find_images(arguments.images)
+    detector = load(arguments.config, arguments.checkpoint)
+    unreadable = detect_files(detector, images, arguments.out)
+    read = f"{len(images) - len(unreadable)} of {len(images)}"
+    print(f"Wrote to {arguments.out}: results.json, and pictures of {read} images (drawn: scores from {DRAWN_SCORE})")
+    for reason in unreadable.values():
+        print(f"fastrcnn: error: {reason}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from fastrcnn.config import load_config
+    from fastrcnn.training.train import train
+
+    train(load_config(arguments.config, arguments.overrides), arguments.resume)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from fastrcnn.atomic import atomic_write
+    from fastrcnn.class_names import placeholder_names
+    from fastrcnn.config import load_config
+    from fastrcnn.data.read import read_dataset, summary
+    from fastrcnn.detector import load
+    from fastrcnn.evaluation.evaluate import evaluate, metrics_table
+
+    config = load_config(arguments.config, arguments.overrides)
+    detector = load(config, arguments.checkpoint)
+    count = len(detector.classes)
+    # Labels mean what they did in training: the checkpoint's names choose the classes, or else the data's order does.
+    known = [] if detector.classes == placeholder_names(count) else detector.classes
+    dataset = read_dataset(config.data.val, known)
+    if len(dataset.classes) != count:
+        raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
+    print(summary(dataset))
+    metrics = evaluate(detector.model, dataset, config, detector.device)
+    print(metrics_table(metrics))
+    path = Path(config.output_dir) / "eval_results.json"
+    content = {"checkpoint": arguments.checkpoint, "dataset": dataset.name, "metrics": metrics}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"Also in {path}")
+    return 0
+
+
+def benchmark(arguments: argparse.Namespace) -> int:
+    from fastrcnn.benchmark import benchmark
+
+    print(benchmark(arguments.config))
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    from fastrcnn.info import report
+
+    print(report())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, as for those of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fastrcnn: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastrcnn",
+        description="Faster R-CNN: detect, train, evaluate.",
+        epilog="example:\n  fastrcnn detect faster_rcnn_r50_fpn_1x_coco photo.jpg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = _command(
+        commands,
+        "detect",
+        detect,
+        "finds objects in images; writes pictures with boxes, and results in COCO JSON",
+        "fastrcnn detect faster_rcnn_r50_fpn_1x_coco photo.jpg holiday/ 'scans/*.png' --out found",
+    )
+    command.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of images, or patterns")
+    command.add_argument("--checkpoint", metavar="F", help=_CHECKPOINT_HELP)
+    command.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("detections"), help="folder to write to (default: %(default)s)"
+    )
+
+    command = _command(
+        commands,
+        "train",
+        train,
+        "trains a detector and evaluates it; writes checkpoints, log and curves to the config's output_dir",
+        "fastrcnn train my_cells.yaml train.batch_size=4 optimizer.lr=0.005",
+    )
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    command.add_argument("--resume", action="store_true", help="continue from output_dir/last.pth")
+
+    command = _command(
+        commands,
+        "eval",
+        evaluate,
+        "measures a detector on the validation data: COCO metrics, AP of each class, and VOC mAP for VOC data",
+        "fastrcnn eval my_cells.yaml --checkpoint runs/my_cells/best.pth data.test.scale=[640,480]",
+    )
+    command.add_argument("--checkpoint", metavar="F", help=_CHECKPOINT_HELP)
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+
+    _command(
+        commands,
+        "benchmark",
+        benchmark,
+        "fps and memory of detection on this machine, next to torchvision's Faster R-CNN where that is installed",
+        "fastrcnn benchmark faster_rcnn_r50_fpn_1x_coco",
+    )
+    _command(
+        commands,
+        "info",
+        info,
+        "versions, native build, devices and configs: for bug reports",
+        "fastrcnn info > report.txt",
+        config=False,
+    )
+    return parser
+
+
+def _command(commands, name: str, run, description: str, example: str, config: bool = True) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=description,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the example stays on its line
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=run)
+    if config:
+        command.add_argument("config", metavar="CONFIG", help=_CONFIG_HELP)
+    return command

@@ -1,0 +1,291 @@
+"""The configuration of an experiment: every setting, its type, its default and its meaning.
+
+The defaults are the recipe of ``faster_rcnn_r50_fpn_1x_coco`` (mmdetection's 1x schedule), so a YAML file in
+``configs/`` states only what differs. Nothing is inherited between files, an unknown key is an error, and
+``key=value`` overrides use the dotted path of a field: ``model.box_head.num_classes=3``.
+
+    config = load_config("faster_rcnn_r50_fpn_1x_coco", ["optimizer.lr=0.005"])
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BackboneConfig:
+    """ResNet. All sizes follow from the depth."""
+
+    depth: int = 50  # 18, 34, 50 or 101
+    style: str = "pytorch"  # where a bottleneck strides: "pytorch" in its 3x3 convolution, "caffe" in its first 1x1
+    # batch norm: "eval" running statistics, affine trained | "frozen" affine fixed too | "train" batch statistics
+    norm: str = "eval"
+    frozen_stages: int = 1  # no gradient in the stem and the first k stages (0: stem only); -1: everything is trained
+    # ImageNet weights: URL or path; null: none
+    pretrained: str | None = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+
+
+@dataclass
+class FpnConfig:
+    channels: int = 256  # of every output level
+    num_levels: int = 5  # P2 .. P6; a level beyond the backbone's last is its predecessor subsampled by two
+
+
+@dataclass
+class AssignerConfig:
+    """Which boxes are positive, negative or ignored, by their largest IoU with an object (ops.assign_max_iou)."""
+
+    pos_iou: float = 0.7  # positive at or above
+    neg_iou: float = 0.3  # negative below; between the two: ignored
+    min_pos_iou: float = 0.3  # an object's best boxes are positive too if they reach this ...
+    match_low_quality: bool = True  # ... and this is set
+
+
+@dataclass
+class SamplerConfig:
+    num: int = 256  # boxes per image that enter the loss
+    positive_fraction: float = 0.5  # at most this share of them positive; negatives fill the rest
+
+
+@dataclass
+class ProposalsConfig:
+    pre_nms: int = 1000  # best anchors kept per level
+    post_nms: int = 1000  # proposals kept per image, over all levels
+    iou_threshold: float = 0.7
+    min_size: float = 0.0  # pixels of the network input; a proposal is kept if both sides are larger
+
+
+@dataclass
+class RpnConfig:
+    channels: int = 256  # of the 3x3 convolution
+    anchor_scales: list[float] = field(default_factory=lambda: [8.0])  # anchor side = scale * stride
+    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])  # height / width
+    strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])  # one per level
+    allowed_border: int = -1  # in training: pixels that an anchor may cross the image border by; -1: any
+    assigner: AssignerConfig = field(default_factory=AssignerConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    train_proposals: ProposalsConfig = field(default_factory=lambda: ProposalsConfig(pre_nms=2000))
+    test_proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
+
+
+@dataclass
+class PoolConfig:
+    """RoIAlign."""
+
+    output_size: int = 7  # bins per side
+    sampling_ratio: int = 0  # samples per bin and side; 0: adaptive, ceil(RoI size / bins)
+    strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])  # of the levels that RoIs are pooled from
+    finest_scale: int = 56  # pixels: RoIs up to twice this side come from the finest level
+
+
+@dataclass
+class BoxHeadConfig:
+    num_classes: int = 80  # foreground classes; background is the last index
+    channels: int = 1024  # of the two fully connected layers
+    assigner: AssignerConfig = field(default_factory=lambda: AssignerConfig(0.5, 0.5, 0.5, match_low_quality=False))
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(num=512, positive_fraction=0.25))
+    delta_stds: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])  # deltas are divided by these
+    score_threshold: float = 0.05  # a detection's score is above this
+    iou_threshold: float = 0.5  # of the class-wise NMS
+    max_detections: int = 100  # per image
+
+
+@dataclass
+class ModelConfig:
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    fpn: FpnConfig = field(default_factory=FpnConfig)
+    rpn: RpnConfig = field(default_factory=RpnConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ImageConfig:
+    """(pixel - mean) / std, in the order of channel_order, then zero-padded on the right and bottom."""
+
+    channel_order: str = "rgb"  # "rgb" or "bgr": the order that the network sees and that mean and std are in
+    mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])
+    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    pad_multiple: int = 32  # an image's padded size is a multiple of this
+
+
+@dataclass
+class TrainDataConfig:
+    format: str = "coco"  # coco | voc
+    # coco: the JSON file; voc: a list of image names, or the folder of the XML files
+    annotations: str = "data/coco/annotations/instances_train2017.json"
+    images: str = "data/coco/train2017"  # the folder that file names are relative to
+    scales: list[list[int]] = field(default_factory=lambda: [[1333, 800]])  # [[long, short], ...], pixels
+    # fixed: the one scale | value: one of the scales | range: short side between those of the two scales
+    scale_mode: str = "fixed"
+    flip: float = 0.5  # probability of a horizontal flip
+    repeat: int = 1  # passes over the images in one epoch
+
+
+@dataclass
+class ValDataConfig:
+    format: str = "coco"
+    annotations: str = "data/coco/annotations/instances_val2017.json"
+    images: str = "data/coco/val2017"
+
+
+@dataclass
+class TestDataConfig:
+    scale: list[int] = field(default_factory=lambda: [1333, 800])  # [long, short], pixels
+
+
+@dataclass
+class DataConfig:
+    classes: list[str] = field(default_factory=list)  # names, in label order; empty: those of the annotations
+    image: ImageConfig = field(default_factory=ImageConfig)
+    train: TrainDataConfig = field(default_factory=TrainDataConfig)
+    val: ValDataConfig = field(default_factory=ValDataConfig)
+    test: TestDataConfig = field(default_factory=TestDataConfig)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD with momentum."""
+
+    lr: float = 0.02  # for 16 images a step: scale it with the batch
+    momentum: float = 0.9
+    weight_decay: float = 0.0001  # on every trained parameter, biases and batch norm included
+    clip_norm: float | None = None  # largest norm of the gradient; null: no clipping
+
+
+@dataclass
+class ScheduleConfig:
+    epochs: int = 12
+    milestones: list[int] = field(default_factory=lambda: [8, 11])  # epochs after which lr is multiplied by gamma
+    gamma: float = 0.1
+    warmup_steps: int = 500  # lr grows linearly from warmup_ratio * lr
+    warmup_ratio: float = 0.001
+
+
+@dataclass
+class TrainConfig:
+    batch_size: int = 2  # images per step and process
+    seed: int = 0
+    workers: int = 2  # processes that load images; 0: none
+    log_every: int = 50  # steps
+    eval_every: int = 1  # epochs; the last epoch is always evaluated
+    checkpoint_minutes: float = 30.0  # last.pth is written after each epoch, and this often within one
+    keep_checkpoints: int = 3  # newest epoch_<k>.pth files to keep; -1: all
+
+
+@dataclass
+class PublishedConfig:
+    """What the mmdetection zoo publishes for this config."""
+
+    box_ap: float | None = None  # COCO val2017
+    memory_gb: float | None = None  # in training, per GPU
+    fps: float | None = None  # on a V100, batch 1
+    checkpoint: str | None = None  # URL; the hash ends the file name
+    log: str | None = None
+    sha256: str | None = None  # first 8 digits
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
+    load_from: str | None = None  # a checkpoint whose weights training starts from
+    output_dir: str = ""  # empty: runs/<config name>
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def config_folder() -> Path:
+    """The folder of the configs that come with the package (fastrcnn.configs; in a checkout, configs/)."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """The names that load_config knows, sorted."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config by name ("faster_rcnn_r50_fpn_1x_coco") or by path ("my.yaml"), then applies the overrides.
+
+    Args:
+        name: a name from config_names(), or the path of a YAML file.
+        overrides: "dotted.key=value" strings; values are YAML ("[[1333, 640], [1333, 800]]", "null").
+    Returns:
+        A Config. Its fields are checked for type.
+    Raises:
+        FileNotFoundError: no such name or file.
+        ValueError: an unknown key, a value of another type, a broken YAML file.
+    """
+    path = _config_path(name)
+    try:
+        content = OmegaConf.load(path)
+        dotlist = OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # the YAML library raises several unrelated types
+        raise ValueError(f"{path} or the overrides {list(overrides)} are not valid YAML: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(content).__name__}")
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"An override is key=value, got {override!r}")
+    _check_keys(content, Config, str(path))
+    _check_keys(dotlist, Config, "the overrides")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), content, dotlist)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}, overrides {list(overrides)}: {error}") from error
+    assert isinstance(config, Config)
+    config.output_dir = config.output_dir or f"runs/{path.stem}"
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML text that load_config reads back to an equal Config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _config_path(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise FileNotFoundError(f"No config file {path}")
+        return path
+    path = config_folder() / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), config_names(), n=3, cutoff=0.3)
+        listed = ", ".join(near) or "none"
+        raise FileNotFoundError(f"No config named {name!r}. Near: {listed}. `fastrcnn info` lists all")
+    return path
+
+
+def _check_keys(content: DictConfig, schema: type, where: str, prefix: str = "") -> None:
+    """Raises for the first key that the schema does not have, with the nearest one that it has."""
+    hints = get_type_hints(schema)
+    known = {f.name for f in fields(schema)}
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{where}: unknown key {prefix}{key!s}. Nearest valid key: {prefix}{near}")
+        kind, value = hints[key], content._get_node(key)
+        if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, DictConfig):
+            _check_keys(value, kind, where, f"{prefix}{key}.")

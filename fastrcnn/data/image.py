@@ -1,0 +1,141 @@
+"""The image pipeline, bit for bit that of mmdetection 2.28 (OpenCV): decode, resize, normalise, pad, batch.
+
+The resize comes before the normalisation and works on bytes; the padding comes after it, so padding is 0.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrcnn.config import ImageConfig
+
+
+def read_image(image: str | Path | np.ndarray) -> np.ndarray:
+    """Decodes an image file; an array is checked and passed through.
+
+    Args:
+        image: a path, or a uint8 array [h, w, 3] in BGR order. Grey, 16-bit and transparent files become 8-bit BGR
+            (transparency is ignored), and the EXIF orientation is applied.
+    Returns:
+        uint8 [h, w, 3], BGR.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty, truncated or undecodable file; an array of another shape or type, or without pixels.
+        TypeError: neither a path nor an array.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"An image array must be uint8 [height, width, 3] (BGR), got {image.dtype} {list(image.shape)}"
+            )
+        if image.size == 0:
+            raise ValueError(f"The image is empty: its shape is {list(image.shape)}")
+        return image
+    if not isinstance(image, (str, Path)):
+        raise TypeError(
+            f"An image must be a path or a uint8 array [height, width, 3] (BGR), got {type(image).__name__}"
+        )
+    try:
+        content = Path(image).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"No image file {image}") from error
+    if not content:
+        raise ValueError(f"The image file {image} is empty (0 bytes)")
+    if _is_truncated(content):
+        raise ValueError(f"The image file {image} is truncated: its end is missing after {len(content)} bytes")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError(f"The image file {image} cannot be decoded: {error}") from error
+    if pixels is None:
+        raise ValueError(
+            f"The image file {image} cannot be decoded: it is damaged or not an image ({len(content)} bytes)"
+        )
+    return pixels
+
+
+def _is_truncated(content: bytes) -> bool:
+    """Whether a JPEG or PNG lacks its end. Decoders may fill what is missing with grey and say nothing."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        position = 8
+        while position + 12 <= len(content):  # a chunk: length, type, data, checksum
+            if content[position + 4 : position + 8] == b"IEND":
+                return False
+            position += 12 + int.from_bytes(content[position : position + 4], "big")
+        return True
+    if content.startswith(b"\xff\xd8\xff"):
+        # Segments have a length; only after the start of the scan is "end of image" not part of something else, such
+        # as a thumbnail. It need not end the file: cameras append previews and videos.
+        position = 2
+        while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
+            if content[position + 1 : position + 2] == b"\xff":  # a fill byte
+                position += 1
+            else:
+                position += 2 + max(2, int.from_bytes(content[position + 2 : position + 4], "big"))
+        return content.find(b"\xff\xd9", position) < 0
+    return False
+
+
+def resized_size(height: int, width: int, scale: Sequence[int]) -> tuple[int, int]:
+    """The (height, width) of the largest image of the same shape whose sides fit scale.
+
+    Args:
+        height, width: pixels.
+        scale: the bounds of the long and of the short side, pixels, in either order.
+    Returns:
+        Rounded half up, at least one pixel each.
+    """
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize(image: np.ndarray, scale: Sequence[int]) -> tuple[np.ndarray, tuple[float, float]]:
+    """Resizes to resized_size, bilinear, without antialiasing.
+
+    Args:
+        image: uint8 [h, w, 3].
+    Returns:
+        uint8 [h', w', 3], and (w' / w, h' / h), which are float32 values: the factors of the boxes.
+    """
+    height, width = image.shape[:2]
+    new_height, new_width = resized_size(height, width, scale)
+    resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    return resized, (float(np.float32(new_width / width)), float(np.float32(new_height / height)))
+
+
+def normalise(image: np.ndarray, config: ImageConfig) -> Tensor:
+    """(pixel - mean) / std in the channel order of the config.
+
+    Args:
+        image: uint8 BGR [h, w, 3].
+    Returns:
+        float32 [3, h, w], contiguous. A pixel has 256 values, so this is a table look-up.
+    """
+    if config.channel_order not in ("rgb", "bgr"):
+        raise ValueError(f"data.image.channel_order must be rgb or bgr, got {config.channel_order!r}")
+    # As OpenCV computes it: the difference in float32, its product with 1 / std in float64.
+    differences = np.arange(256, dtype=np.float32) - np.array(config.mean, np.float32)[:, None]
+    tables = (differences * (1 / np.array(config.std, np.float64))[:, None]).astype(np.float32)
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, (table, plane) in enumerate(zip(tables, planes, strict=True)):
+        cv2.LUT(cv2.extractChannel(image, channel if config.channel_order == "bgr" else 2 - channel), table, plane)
+    return torch.from_numpy(planes)
+
+
+def pad_and_batch(images: Sequence[Tensor], multiple: int) -> Tensor:
+    """Pads with zeros on the right and bottom, to the largest height and width rounded up to a multiple.
+
+    Args:
+        images: N >= 1 float32 tensors [3, h, w].
+    Returns:
+        float32 [N, 3, H, W].
+    """
+    height, width = (-(-max(image.shape[side] for image in images) // multiple) * multiple for side in (1, 2))
+    batch = torch.zeros(len(images), 3, height, width)
+    for image, padded in zip(images, batch, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]] = image
+    return batch

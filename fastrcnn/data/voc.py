@@ -1,0 +1,197 @@
+"""Pascal VOC XML, one file per image -> Dataset. Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf
+
+Coordinates are used as they stand in the files. The VOC development kit counts pixels from 1 and includes the last one,
+labelling tools that write the same XML (labelImg and its kin) count from 0: nothing in a file tells which, the
+difference is one pixel at most, and detections come out in the annotations' own coordinates.
+"""
+
+import difflib
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from fastrcnn.data.image import read_image
+from fastrcnn.data.sample import Dataset, check_classes, make_sample, nearest
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class _Object(NamedTuple):
+    name: str
+    box: list[float]  # x1, y1, x2, y2
+    difficult: bool
+
+
+def read_voc(annotations: str | Path, images: str | Path, classes: Sequence[str] = ()) -> Dataset:
+    """Reads Pascal VOC annotations.
+
+    Args:
+        annotations: a folder of XML files (all of them, sorted by name), or a text file with one image name per line
+            such as ImageSets/Main/train.txt. The XML files of a text file lie in the first of these folders that
+            exists: <images>/../Annotations, <the text file's folder>/../../Annotations, the text file's folder.
+        images: the folder of the images. An image is found by the stem of its XML file; if several files or none have
+            that stem, by the XML's <filename>.
+        classes: names to keep, in label order; objects of other classes are left out and counted per name, their images
+            stay. Empty: every name in the files, sorted. (Give the training classes to read validation data, which may
+            not have all of them: a name without any object is a warning, or an error if it looks like a misspelling.)
+    Returns:
+        A Dataset with one Sample per XML file; image ids count from 1, category ids are label + 1, areas are those of
+        the boxes, nothing is crowd. A box with a negative width or height is left out and counted. An image whose XML
+        has no <size>, or a zero one (some tools do that), is decoded for it.
+    Raises:
+        FileNotFoundError: a folder, the text file, an XML file or an image is missing.
+        ValueError: no images, broken or non-VOC XML, an XML document type (entities are never read), a missing element,
+            a coordinate that is not a finite number, an unknown name in classes. The message names the file.
+    """
+    folder, wanted = Path(images), check_classes(classes)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No image folder {folder} (for {annotations})")
+    files = _xml_files(Path(annotations), folder)
+    roots = [_parse(file) for file in files]
+    objects = [_objects(root, file) for root, file in zip(roots, files, strict=True)]
+    counts = Counter(item.name for items in objects for item in items)
+    names = wanted or sorted(counts)
+    if not names:
+        raise ValueError(f"{annotations}: the dataset has no object in its {len(files)} files, so no classes")
+    _check_absent(names, counts, str(annotations))
+
+    dataset = Dataset(str(annotations), names, list(range(1, len(names) + 1)), samples=[])
+    for name, count in sorted(counts.items()):
+        if name not in names:
+            dataset.drop(f"objects of class {name!r}, which is not in data.classes", count)
+    stems: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            stems[path.stem].append(path)
+    for index, (file, root, items) in enumerate(zip(files, roots, objects, strict=True)):
+        kept = [item for item in items if item.name in names and _sides(item)[0] >= 0 and _sides(item)[1] >= 0]
+        inverted = sum(item.name in names for item in items) - len(kept)
+        dataset.drop("objects whose box has a negative width or height", inverted)
+        path = _image_path(root, file, folder, stems)
+        dataset.samples.append(
+            make_sample(
+                image_id=index + 1,
+                path=path,
+                size=_size(root, path),
+                boxes=[item.box for item in kept],
+                labels=[names.index(item.name) for item in kept],
+                areas=[math.prod(_sides(item)) for item in kept],
+                difficult=[item.difficult for item in kept],
+            )
+        )
+    return dataset
+
+
+def _xml_files(annotations: Path, images: Path) -> list[Path]:
+    """The XML files to read, in the order of the dataset."""
+    if annotations.is_dir():
+        files = sorted(annotations.glob("*.xml"))
+        if not files:
+            raise ValueError(f"The dataset is empty: no XML file in {annotations}")
+        return files
+    if not annotations.is_file():
+        raise FileNotFoundError(f"No annotation folder or list of image names {annotations}")
+    names = [line.strip() for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"The dataset is empty: no image name in {annotations}")
+    places = [images.parent / "Annotations", annotations.parent.parent.parent / "Annotations", annotations.parent]
+    folder = next(place for place in places if place.is_dir())
+    files = [folder / f"{name}.xml" for name in names]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(files)} XML files of {annotations} are missing, the first is {missing[0]}"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{annotations} names {twice[0]} {names.count(twice[0])} times")
+    return files
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a document type declaration before its entities are looked at: they can name other files or explode."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it declares a document type (<!DOCTYPE>), which VOC annotations do not need")
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        root = ElementTree.fromstring(file.read_bytes(), ElementTree.XMLParser(target=_Builder()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise ValueError(f"{file} cannot be read as XML: {error}") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{file} is not a VOC annotation: its outer element must be <annotation>, found <{root.tag}>")
+    return root
+
+
+def _objects(root: ElementTree.Element, file: Path) -> list[_Object]:
+    objects = []
+    for index, element in enumerate(root.findall("object"), start=1):
+        name = (element.findtext("name") or "").strip()
+        where = f"{file}: object {index} ({name or 'no name'})"
+        if not name:
+            raise ValueError(f"{file}: object {index} has no <name>")
+        box = []
+        for key in ("xmin", "ymin", "xmax", "ymax"):
+            text = element.findtext(f"bndbox/{key}")
+            if text is None:
+                raise ValueError(f"{where} has no <bndbox> with <{key}>")
+            box.append(_number(text, f"{where}: <{key}>"))
+        objects.append(_Object(name, box, _number(element.findtext("difficult") or "0", f"{where}: <difficult>") != 0))
+    return objects
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number, got {text!r}")
+    return value
+
+
+def _sides(item: _Object) -> tuple[float, float]:
+    x1, y1, x2, y2 = item.box
+    return x2 - x1, y2 - y1
+
+
+def _check_absent(names: list[str], counts: Counter[str], where: str) -> None:
+    """A class without objects is a mistake if its name is near to one that was not asked for, or if all are absent."""
+    others = sorted(set(counts) - set(names))
+    for name in names:
+        if name not in counts:
+            message = f"data.classes: {where} has no object of class {name!r}. {nearest(name, sorted(counts))}"
+            if others and (difflib.get_close_matches(name, others) or not set(names) & set(counts)):
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
+
+
+def _image_path(root: ElementTree.Element, file: Path, folder: Path, stems: dict[str, list[Path]]) -> Path:
+    same_stem, named = stems[file.stem], folder / (root.findtext("filename") or "").strip()
+    if len(same_stem) == 1:
+        return same_stem[0]
+    if named.is_file():
+        return named
+    raise FileNotFoundError(
+        f"{file}: expected one image {file.stem}.<suffix> in {folder}, or the one that <filename> names "
+        f"({named.name!r}); found {', '.join(path.name for path in same_stem) or 'neither'}"
+    )
+
+
+def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:
+    """(width, height)"""
+    try:
+        width, height = (int(float(root.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
+    except (ValueError, OverflowError):
+        width = height = 0
+    if width > 0 and height > 0:
+        return width, height
+    height, width = read_image(path).shape[:2]
+    return width, height

@@ -1,0 +1,170 @@
+"""The detector as its users see it: pictures in, named objects out.
+
+    detector = load("faster_rcnn_r50_fpn_1x_coco")
+    result = detector.detect("photo.jpg", score_threshold=0.5)
+
+| stage      | in                                  | out                                            |
+|------------|-------------------------------------|------------------------------------------------|
+| read_image | file or array                       | uint8 BGR [h, w, 3]                            |
+| resize     | the longest fit in data.test.scale  | uint8 [h', w', 3], scale factors               |
+| normalise  |                                     | float [1, 3, H, W], padded                     |
+| model      |                                     | Detections in pixels of the original picture   |
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+from fastrcnn.class_names import class_names
+from fastrcnn.config import Config, load_config
+from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize
+from fastrcnn.device import choose_device
+from fastrcnn.download import download
+from fastrcnn.models.build import build_model
+from fastrcnn.models.checkpoint import load_checkpoint
+from fastrcnn.models.detections import Detections
+from fastrcnn.models.faster_rcnn import FasterRCNN
+
+Image = str | Path | np.ndarray
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Detector:
+    """A model with everything around it: reads, resizes and normalises pictures, detects, names the classes.
+
+    detect() changes nothing in the detector, so threads may share one; it can also be copied and pickled.
+
+    Args:
+        model: put into evaluation mode; its device and type are the detector's.
+        config: what the model was built from; data.image and data.test say how pictures are prepared.
+        classes: names in label order, as many as the model has classes.
+    Raises:
+        ValueError: another number of names.
+    """
+
+    def __init__(self, model: FasterRCNN, config: Config, classes: list[str]) -> None:
+        self.model = model.eval()
+        self.config = config
+        self.classes = class_names(config.model.box_head.num_classes, classes)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @overload
+    def detect(self, images: Image, score_threshold: float = ...) -> Detections: ...
+    @overload
+    def detect(self, images: list[Any] | tuple[Any, ...], score_threshold: float = ...) -> list[Detections]: ...
+    @overload
+    def detect(self, images: Iterator[Image], score_threshold: float = ...) -> Iterator[Detections]: ...
+
+    def detect(
+        self, images: Image | Iterable[Image], score_threshold: float = 0.05
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Finds the objects in one picture or several.
+
+        Pictures go through the model one at a time, so each has the same result alone and among others.
+
+        Args:
+            images: the path of an image file, or uint8 pixels [h, w, 3] in BGR order (as cv2.imread gives) ->
+                Detections; a list or tuple of these -> a list in the same order; an iterator or another iterable of
+                these -> an iterator that reads and detects when asked for the next result.
+            score_threshold: results have scores above it; it stands in for config.model.box_head.score_threshold.
+        Returns:
+            On the CPU: boxes float32 [K, 4], xyxy in pixels of the original picture; scores float32 [K], descending;
+            labels int64 [K]; names, the K class names. Nothing found: K = 0.
+        Raises:
+            FileNotFoundError: no such file. ValueError: a file that is not an image or is cut short; an array of
+            another type or shape, or without pixels; a threshold outside 0 .. 1. TypeError: something that is none of
+            these.
+        """
+        if not 0 <= score_threshold <= 1:  # NaN compares false
+            raise ValueError(f"score_threshold must be between 0 and 1, got {score_threshold}")
+        model = self._with_threshold(score_threshold)
+        if isinstance(images, (str, Path, np.ndarray)):
+            return self._detect_one(model, images)
+        if isinstance(images, (list, tuple)):
+            return [self._detect_one(model, image) for image in images]
+        if isinstance(images, Iterable) and not isinstance(images, (torch.Tensor, Mapping, bytes)):
+            return (self._detect_one(model, image) for image in images)
+        raise TypeError(
+            "detect takes the path of an image, a uint8 BGR array [h, w, 3], or a list or iterator of these, "
+            f"got {type(images).__name__}"
+        )
+
+    def _with_threshold(self, score_threshold: float) -> FasterRCNN:
+        """The model, with the same weights, at another threshold: a view, so that threads do not disturb each other."""
+        view = copy.copy(self.model)
+        view.score_threshold = score_threshold
+        return view
+
+    def _detect_one(self, model: FasterRCNN, image: Image) -> Detections:
+        resized, factors = resize(read_image(image), self.config.data.test.scale)
+        batch = pad_and_batch([normalise(resized, self.config.data.image)], self.config.data.image.pad_multiple)
+        with torch.inference_mode():
+            batch = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
+            found = model(batch, [resized.shape[:2]], [factors])[0]
+        # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
+        boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
+        return Detections(boxes, scores, labels, [self.classes[label] for label in labels.tolist()])
+
+
+def load(
+    config: str | Path | Config,
+    checkpoint: str | Path | dict[str, Any] | Literal[False] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Detector:
+    """Builds the model of a config, loads its weights, and wraps both into a Detector.
+
+    Args:
+        config: a name, a path, or a Config.
+        checkpoint: a file (fastrcnn's, or mmdetection's v2 or v3 .pth) or such a dict; None: the file that the config's
+            `published` block names, downloaded once into torch.hub's cache and checked against its hash; False: random
+            initial weights, nothing is downloaded.
+        device: "cpu", "cuda", "cuda:1", ...; None: cuda if there is one.
+        dtype: of weights and features: torch.float32 (None), float16 or bfloat16.
+    Returns:
+        The Detector. Its class names: the checkpoint's; else config.data.classes; else COCO's, if there are 80 classes;
+        else class_0, class_1, ...
+    Raises:
+        FileNotFoundError: no such config or checkpoint. ConnectionError: the download failed; the message says where
+        to put the file. ValueError: the checkpoint does not fit the config, its hash is wrong, or the config has no
+        published checkpoint; a device or dtype that cannot be used.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config)
+    where = choose_device(device)
+    if checkpoint is True:
+        raise TypeError("checkpoint must be a path, a dict, None or False, got True")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    model = build_model(config.model)
+    checkpoint_classes = None
+    if checkpoint is not False:
+        source = _published_checkpoint(config) if checkpoint is None else checkpoint
+        report = load_checkpoint(model, source)
+        if report.missing:
+            total = len(report.missing) + len(report.matched)
+            raise ValueError(
+                f"The checkpoint lacks {len(report.missing)} of the model's {total} entries, the first is "
+                f"{report.missing[0]}: it is of another architecture than the config"
+            )
+        checkpoint_classes = report.classes
+    classes = class_names(config.model.box_head.num_classes, checkpoint_classes, config.data.classes)
+    model = model.to(where, dtype or torch.float32).to(memory_format=torch.channels_last)
+    return Detector(model, config, classes)
+
+
+def _published_checkpoint(config: Config) -> Path:
+    if not config.published.checkpoint:
+        raise ValueError("This config has no published checkpoint: give the path of one, or False for random weights")
+    return download(config.published.checkpoint, config.published.sha256)

@@ -1,0 +1,135 @@
+"""COCO metrics of a Dataset, through pycocotools.
+
+The ground truth is built in memory from the Dataset, so that any format (COCO, VOC) is measured the same way and, for
+a COCO file, the numbers equal those that pycocotools gives for the file itself.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from fastrcnn.data.sample import Dataset
+from fastrcnn.evaluation.check import check_detections
+from fastrcnn.models.detections import Detections
+
+# In the order of COCOeval.stats. AP: the mean over IoU 0.50:0.05:0.95; s, m, l: area up to 32^2, up to 96^2, above, in
+# pixels; ARk: recall with the k highest scored detections of each image, ARs, ARm, ARl with 100.
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    metrics: dict[str, float]  # METRICS -> 0 .. 1; -1 where the dataset has no such object
+    per_class: dict[str, float]  # class name -> AP, likewise
+
+
+def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[str, float]:
+    """The twelve COCO box metrics.
+
+    Every image of the dataset counts, whether it has objects, detections, both or neither. A crowd is neither missed
+    nor found: detections inside it are ignored (COCO's rule).
+
+    Args:
+        dataset: the images and their objects.
+        detections: image id -> its detections, boxes in pixels of the original image. An image may be left out, which
+            is the same as empty detections.
+    Returns:
+        METRICS -> float in 0 .. 1, or -1 (pycocotools' mark) where the dataset has no object of that size, or none at
+        all. No detections: zeros.
+    Raises:
+        ValueError: an image id that the dataset lacks, or a label beyond its classes.
+    """
+    return evaluate_coco(dataset, detections).metrics
+
+
+def evaluate_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
+    """coco_metrics, and the AP of each class."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluator = COCOeval(
+            _index(dataset, _ground_truth(dataset)), _index(dataset, _detected(dataset, detections)), "bbox"
+        )
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], any area, 100 detections
+    per_class = {}
+    for name, category_id in zip(dataset.classes, dataset.category_ids, strict=True):
+        values = precision[:, :, evaluator.params.catIds.index(category_id)]  # catIds are sorted, classes need not be
+        per_class[name] = float(values.mean()) if values.min() > -1 else -1.0
+    return CocoResult({name: float(value) for name, value in zip(METRICS, evaluator.stats, strict=True)}, per_class)
+
+
+def coco_results(dataset: Dataset, detections: Mapping[int, Detections]) -> list[dict]:
+    """The detections in COCO's results format, ready for json.dump and pycocotools' loadRes.
+
+    Args: as coco_metrics.
+    Returns:
+        One dict per detection: image_id, category_id (the dataset file's own), bbox [x, y, width, height] in pixels,
+        not rounded, and score. Images in the dataset's order, detections in theirs. Empty: [].
+    Raises:
+        ValueError: as coco_metrics.
+    """
+    check_detections(dataset, detections)
+    results = []
+    for sample in dataset.samples:
+        if sample.image_id in detections:
+            results += coco_boxes(sample.image_id, detections[sample.image_id], dataset.category_ids)
+    return results
+
+
+def coco_boxes(image_id: int, detections: Detections, category_ids: list[int]) -> list[dict]:
+    """coco_results of one image. category_ids[label] is the category of a label."""
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), score, label in rows
+    ]
+
+
+def _ground_truth(dataset: Dataset) -> Iterable[dict]:
+    for sample in dataset.samples:
+        sizes = sample.boxes[:, 2:] - sample.boxes[:, :2]
+        for box, label, area, crowd in zip(
+            np.hstack([sample.boxes[:, :2], sizes]).tolist(),
+            sample.labels.tolist(),
+            sample.areas.tolist(),
+            sample.crowd.tolist(),
+            strict=True,
+        ):
+            yield {
+                "image_id": sample.image_id,
+                "category_id": dataset.category_ids[label],
+                "bbox": box,
+                "area": area,  # of the object's mask where the file has one: COCO's size classes go by it
+                "iscrowd": int(crowd),
+            }
+
+
+def _detected(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterable[dict]:
+    for result in coco_results(dataset, detections):
+        yield result | {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+
+
+def _index(dataset: Dataset, annotations: Iterable[dict]) -> COCO:
+    """A COCO object in memory (COCO.loadRes would do for detections, but fails where there are none)."""
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": sample.image_id} for sample in dataset.samples],
+        "categories": [
+            {"id": id, "name": name} for id, name in zip(dataset.category_ids, dataset.classes, strict=True)
+        ],
+        # ids from 1: COCOeval takes a match with id 0 for no match
+        "annotations": [annotation | {"id": id} for id, annotation in enumerate(annotations, start=1)],
+    }
+    coco.createIndex()
+    return coco

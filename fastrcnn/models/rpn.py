@@ -1,0 +1,104 @@
+"""RPN head: feature levels -> per level objectness [N, A, h, w] and box deltas [N, 4A, h, w]; and its training losses.
+
+"Faster R-CNN" (Ren et al., 2015), section 3.1. Channels of the deltas are anchor-major: a * 4 + (dx, dy, dw, dh).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastrcnn import ops
+from fastrcnn.config import AssignerConfig, SamplerConfig
+from fastrcnn.models.inputs import Target
+from fastrcnn.models.sampler import sample
+
+MEANS, STDS = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
+EPSILON = torch.finfo(torch.float32).eps  # added to every averaging factor, as mmdetection 2.28 does
+
+
+class RPNHead(nn.Module):
+    """The convolutions that slide over every level, and the losses.
+
+    Args:
+        in_channels: of the feature levels.
+        channels: of the 3x3 convolution.
+        num_anchors: A, per cell.
+        assigner, sampler: which anchors enter the losses, and as what.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_anchors: int,
+        assigner: AssignerConfig | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.assigner, self.sampler = assigner or AssignerConfig(), sampler or SamplerConfig()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Levels [N, in_channels, h, w] -> per level logits of objectness [N, A, h, w] and deltas [N, 4A, h, w]."""
+        hidden = [F.relu(self.conv(feature), inplace=True) for feature in features]
+        return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
+
+    def losses(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        valid: Sequence[Tensor],
+        targets: Sequence[Target],
+    ) -> dict[str, Tensor]:
+        """Binary cross entropy of objectness and L1 of the positives' deltas.
+
+        Both are sums over the batch divided by the number of sampled anchors, where an image counts at least one
+        positive and one negative. An image without objects has negatives only.
+
+        Args:
+            objectness, deltas: what forward gave.
+            anchors: float32 [h*w*A, 4] per level.
+            valid: bool [sum of h*w*A] per image, AnchorGenerator.valid.
+            targets: per image "boxes" float32 [G, 4] in pixels of the network input.
+        Returns:
+            {"loss_rpn_cls", "loss_rpn_bbox"}, float32 scalars.
+        """
+        logits, predicted = _flatten(objectness, 1).squeeze(-1), _flatten(deltas, 4)
+        boxes = torch.cat(list(anchors))
+        classification, regression, count = [], [], 0
+        for i, target in enumerate(targets):
+            gt_index = self._assign(boxes, valid[i], target["boxes"])
+            positive, negative = sample(gt_index, self.sampler.num, self.sampler.positive_fraction)
+            sampled = torch.cat([positive, negative])
+            labels = (gt_index[sampled] > 0).float()
+            wanted = ops.encode_boxes(boxes[positive], target["boxes"][gt_index[positive] - 1], MEANS, STDS)
+            classification.append(
+                F.binary_cross_entropy_with_logits(logits[i, sampled].float(), labels, reduction="sum")
+            )
+            regression.append(F.l1_loss(predicted[i, positive].float(), wanted, reduction="sum"))
+            count += max(len(positive), 1) + max(len(negative), 1)
+        return {
+            "loss_rpn_cls": torch.stack(classification).sum() / (count + EPSILON),
+            "loss_rpn_bbox": torch.stack(regression).sum() / (count + EPSILON),
+        }
+
+    def _assign(self, boxes: Tensor, valid: Tensor, gt_boxes: Tensor) -> Tensor:
+        """gt_index int64 [n] of all anchors; an anchor that is not valid is ignored and is no object's best one."""
+        a = self.assigner
+        gt_index = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+        gt_index[valid], _ = ops.assign_max_iou(
+            boxes[valid], gt_boxes, a.pos_iou, a.neg_iou, a.min_pos_iou, a.match_low_quality
+        )
+        return gt_index
+
+
+def _flatten(levels: Sequence[Tensor], size: int) -> Tensor:
+    """Maps [N, A * size, h, w] -> [N, sum of h*w*A, size], in the order of the anchors."""
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in levels], dim=1)

@@ -1,0 +1,100 @@
+"""Greedy non-maximum suppression. Data flow: scored boxes -> indices of the ones to keep, best first."""
+
+import torch
+from torch import Tensor
+
+from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int | None = None) -> Tensor:
+    """Keeps the best box, drops every box that overlaps it by more than the threshold, and goes on with the next best.
+
+    Box b is dropped because of a kept box a if and only if float32 inter(a, b) / union(a, b), compared as a double, is
+    greater than iou_threshold. Two boxes without area do not suppress each other, nor does a box with NaN.
+
+    Args:
+        boxes: [n, 4] x1, y1, x2, y2; float32 or float64, other floating types are computed in float32.
+        scores: [n], of any floating type. Equal scores are taken by lower index, NaN after all numbers.
+        iou_threshold: in [0, 1].
+        max_output: stop when this many are kept; None: no limit.
+    Returns:
+        int64 [K] indices into boxes, by descending score. n = 0 gives an empty tensor.
+    Raises:
+        ValueError, TypeError, RuntimeError: wrong shape, type or device, a threshold outside [0, 1].
+
+    On CUDA the call waits for the device once, to know K; nms_padded does not.
+    """
+    return _trimmed(boxes, scores, None, iou_threshold, max_output)
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, class_ids: Tensor, iou_threshold: float, max_output: int | None = None
+) -> Tensor:
+    """NMS in which only boxes of the same class suppress each other, exactly: boxes are not shifted apart by class.
+
+    Args:
+        boxes, scores, iou_threshold: as in nms.
+        class_ids: int64 [n]; any values.
+        max_output: over all classes together.
+    Returns:
+        int64 [K] indices into boxes, by descending score over all classes.
+    Raises: as nms.
+    """
+    return _trimmed(boxes, scores, class_ids, iou_threshold, max_output)
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    max_output: int,
+    class_ids: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """NMS of N images at once with outputs of fixed size: nothing waits for the device.
+
+    Args:
+        boxes: [N, M, 4], scores: [N, M]; as in nms.
+        max_output: the most that is kept per image.
+        class_ids: int64 [N, M], or None: one class. valid: bool [N, M], the candidates that take part; None: all.
+    Returns:
+        indices: int64 [N, K] with K = min(M, max_output), by descending score; 0 beyond the count.
+        count: int64 [N], how many are kept.
+    Raises: as nms.
+    """
+    dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    return torch.ops.fastrcnn.nms(boxes.to(dtype), scores.to(dtype), class_ids, valid, iou_threshold, max_output)
+
+
+def _trimmed(
+    boxes: Tensor, scores: Tensor, class_ids: Tensor | None, iou_threshold: float, max_output: int | None
+) -> Tensor:
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes: expected shape [n, 4], got {list(boxes.shape)}")
+    if scores.shape != boxes.shape[:1]:
+        raise ValueError(f"scores: expected shape [n], one per box ({len(boxes)}), got {list(scores.shape)}")
+    if class_ids is not None:
+        if class_ids.is_floating_point() or class_ids.dtype == torch.bool:
+            raise TypeError(f"class_ids: expected dtype int64 (or another integer type), got {class_ids.dtype}")
+        if class_ids.shape != scores.shape:
+            raise ValueError(f"class_ids: expected shape [n], one per box ({len(boxes)}), got {list(class_ids.shape)}")
+    indices, count = nms_padded(
+        boxes.detach()[None],
+        scores.detach()[None],
+        iou_threshold,
+        boxes.shape[0] if max_output is None else max_output,
+        None if class_ids is None else class_ids.to(torch.int64)[None],
+    )
+    kept = count.item()  # the one wait for the device
+    torch._check(kept >= 0)
+    torch._check(kept <= indices.shape[1])
+    return indices[0, :kept]
+
+
+@torch.library.register_fake("fastrcnn::nms")
+def _(boxes, scores, class_ids, valid, iou_threshold, max_output):
+    capacity = torch.sym_min(boxes.shape[1], max_output)
+    return (
+        boxes.new_empty((boxes.shape[0], capacity), dtype=torch.int64),
+        boxes.new_empty((boxes.shape[0],), dtype=torch.int64),
+    )

@@ -1,0 +1,69 @@
+"""RPN outputs -> proposals: the best anchors of each level, decoded, clipped, filtered and thinned by NMS."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrcnn.ops.box_coding import decode_boxes
+from fastrcnn.ops.nms import nms_padded
+
+MEANS, STDS = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)  # the RPN's deltas are not normalised
+
+
+def generate_proposals(
+    objectness: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    image_sizes: Tensor,
+    pre_nms: int,
+    post_nms: int,
+    iou_threshold: float,
+    min_size: float = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals of N images (Ren et al. 2015, Faster R-CNN, section 3.3; per level as in Lin et al. 2017, FPN).
+
+    Per level the pre_nms anchors of largest objectness are decoded and clipped to the image; boxes not wider and higher
+    than min_size are dropped; NMS runs within each level; the best post_nms over all levels remain.
+
+    Args:
+        objectness: L tensors [N, A, h, w], logits.
+        deltas: L tensors [N, 4 * A, h, w], channel a * 4 + (dx, dy, dw, dh).
+        anchors: L tensors [h * w * A, 4] in the order of ops.grid_anchors.
+        image_sizes: [N, 2]: height and width of each image before padding, pixels of the network input, a tensor on
+            the same device.
+        pre_nms: per level; post_nms: per image. min_size: pixels.
+    Returns:
+        boxes [N, P, 4] in pixels of the network input, scores [N, P] in (0, 1), both float32 and by descending score,
+        count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros.
+    Raises:
+        ValueError: lists of different lengths. RuntimeError: wrong shape, type or device.
+
+    Not differentiable. Has no host synchronisation.
+    """
+    if not len(objectness) == len(deltas) == len(anchors):
+        raise ValueError(
+            f"objectness, deltas and anchors: expected one of each per level, got {len(objectness)}, {len(deltas)} and "
+            f"{len(anchors)}"
+        )
+    all_logits, all_boxes, all_levels = [], [], []
+    for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors, strict=True)):
+        num_images, num_anchors, height, width = level_logits.shape
+        # To the order of the anchors: y, x, anchor.
+        logits = level_logits.detach().float().permute(0, 2, 3, 1).reshape(num_images, -1)
+        offsets = level_deltas.detach().permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
+        top_logits, top = logits.topk(min(pre_nms, logits.shape[1]), dim=1)
+        top_deltas = offsets.gather(1, top[:, :, None].expand(-1, -1, 4)).float()
+        sizes = image_sizes.float()[:, None].expand(-1, top.shape[1], -1)
+        boxes = decode_boxes(
+            level_anchors[top].reshape(-1, 4), top_deltas.reshape(-1, 4), MEANS, STDS, sizes.reshape(-1, 2)
+        )
+        all_logits.append(top_logits)
+        all_boxes.append(boxes.reshape(num_images, -1, 4))
+        all_levels.append(torch.full_like(top, level))
+    logits, boxes, levels = torch.cat(all_logits, 1), torch.cat(all_boxes, 1), torch.cat(all_levels, 1)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    indices, count = nms_padded(boxes, logits, iou_threshold, post_nms, levels, (sides > min_size).all(-1))
+    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
+    kept_boxes = boxes.gather(1, indices[:, :, None].expand(-1, -1, 4)) * present[:, :, None]
+    return kept_boxes, logits.gather(1, indices).sigmoid() * present, count

@@ -1,0 +1,266 @@
+"""The definition of every op in plain PyTorch: slow, obvious, and what the native code is tested against.
+
+Read this file to learn what an op computes. The signatures are those of ``fastrcnn.ops``, but arguments are not checked
+here. Boxes are (x1, y1, x2, y2) in continuous pixels: width = x2 - x1, and the image covers [0, width] x [0, height].
+Where an op has a gradient, autograd derives it from these lines: ``roi_align`` and ``multilevel_roi_align`` with
+respect to the features (not the RoIs), ``decode_boxes`` with respect to the deltas.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# --- RoIAlign ---------------------------------------------------------------------------------------------------------
+
+
+def roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """The mean of bilinear samples of `features` [N,C,H,W] in each bin of each RoI [R,5]: [R,C,h,w].
+
+    (He et al. 2017, Mask R-CNN.) A RoI (image, x1, y1, x2, y2; times `spatial_scale` in cells) is divided into h x w
+    bins without rounding, and a bin holds a regular grid of sampling points: `sampling_ratio` per side, or, where that
+    is <= 0, as many as the bin is cells long, rounded up. A RoI of negative size then has no points and gives zeros. So
+    does one with a coordinate that is NaN or infinite, and one whose image is -1 (padding).
+
+    `aligned` puts the centre of cell (0, 0) at half a cell from the image's corner, where it is. ``False`` is the first
+    version of the op: centres at whole numbers, and no RoI smaller than one cell.
+    """
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    compute_type = torch.promote_types(features.dtype, torch.float32)  # of half types only the values, not the sums
+    rois = rois.detach().to(compute_type)
+    pooled = [features.new_zeros((0, features.shape[1], height, width), dtype=compute_type)]
+    for roi in rois:
+        if roi[0] == -1 or not roi.isfinite().all():
+            pooled.append(pooled[0].new_zeros((1, *pooled[0].shape[1:])))
+            continue
+        x1, y1, x2, y2 = roi[1:] * spatial_scale - (0.5 if aligned else 0.0)
+        roi_width, roi_height = x2 - x1, y2 - y1
+        if not aligned:
+            roi_width, roi_height = roi_width.clamp(min=1), roi_height.clamp(min=1)
+        image = features[int(roi[0])].to(compute_type)
+        rows = _sample_and_average(image, y1, roi_height, height, sampling_ratio, dim=1)
+        pooled.append(_sample_and_average(rows, x1, roi_width, width, sampling_ratio, dim=2)[None])
+    return torch.cat(pooled).to(features.dtype)
+
+
+def _sample_and_average(
+    image: Tensor, start: Tensor, length: Tensor, bins: int, sampling_ratio: int, dim: int
+) -> Tensor:
+    """One axis of RoIAlign: replaces `dim` of `image` by `bins` averages of linear interpolations.
+
+    Bilinear interpolation on a regular grid, and the mean over it, are one such step per axis: the order is irrelevant.
+    """
+    points_per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(length / bins), 0)
+    if points_per_bin == 0:
+        return torch.zeros_like(image.narrow(dim, 0, 1)).repeat_interleave(bins, dim)
+    bin_length = length / bins
+    bin_index = torch.arange(bins).to(start)[:, None]
+    point_index = torch.arange(points_per_bin).to(start)
+    position = (start + bin_index * bin_length + (point_index + 0.5) * bin_length / points_per_bin).flatten()
+
+    # Outside by more than one cell: 0. Outside by less: the border's value. Inside: between the two nearest cells.
+    size = image.shape[dim]
+    inside = (position >= -1) & (position <= size)
+    position = position.clamp(0, size - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=size - 1)
+
+    along = [1, 1, 1]
+    along[dim] = -1
+    weight = (position - low).view(along)
+    samples = image.index_select(dim, low) * (1 - weight) + image.index_select(dim, high) * weight
+    samples = torch.where(inside.view(along), samples, 0)
+    return samples.unflatten(dim, (bins, points_per_bin)).mean(dim + 1)
+
+
+def roi_levels(rois: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
+    """The pyramid level int64 [R] of each RoI [R,5]: 0 below a side of 2 * `finest_scale`, one more per doubling.
+
+    (Lin et al. 2017, Feature Pyramid Networks, equation 1; the side is the square root of the area. The last level has
+    no upper end.) A RoI whose side is not a number gets level 0.
+    """
+    side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    relative = (side / finest_scale + 1e-6).double()  # float32's logarithm would round up to 3 just below 8
+    level = relative.log2().floor().nan_to_num(nan=0.0)
+    return level.clamp(0, num_levels - 1).long()
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    strides: Sequence[int],
+    output_size: int | tuple[int, int],
+    sampling_ratio: int = 0,
+    finest_scale: float = 56,
+) -> Tensor:
+    """`roi_align` (aligned, scale 1 / stride) of each RoI [R,5] on the level of L x [N,C,H,W] that fits it: [R,C,h,w].
+
+    The level is that of `roi_levels`.
+    """
+    level = roi_levels(rois, len(features), finest_scale)
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    pooled = features[0].new_zeros((len(rois), features[0].shape[1], height, width))
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        chosen = (level == i).nonzero()[:, 0]
+        part = roi_align(feature, rois[chosen], (height, width), 1 / stride, sampling_ratio)
+        pooled = pooled.index_put((chosen,), part)
+    return pooled
+
+
+# --- overlap and suppression ------------------------------------------------------------------------------------------
+
+
+def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas [n,m] of a_i n b_j and a_i u b_j for boxes [n,4] and [m,4]."""
+    top_left = torch.maximum(a[:, None, :2], b[:, :2])
+    bottom_right = torch.minimum(a[:, None, 2:], b[:, 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return intersection, area_a[:, None] + area_b - intersection
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union [n,m] of boxes [n,4] and [m,4]; 0 if neither has an area or a coordinate is NaN."""
+    intersection, union = _intersection_and_union(a, b)
+    return (intersection / union.clamp(min=1e-6)).nan_to_num(nan=0.0)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int | None = None) -> Tensor:
+    """Greedy non-maximum suppression: indices int64 [K] of the boxes [M,4] kept, by descending score [M].
+
+    The best box left is kept and removes every other box whose IoU with it is greater than the threshold, until none is
+    left or `max_output` are kept. Equal scores: the lower index first; a score that is NaN comes last. The quotient in
+    the boxes' type decides, compared as a double; two boxes without area (0 / 0) do not remove each other.
+    """
+    return batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold, max_output)
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, class_ids: Tensor, iou_threshold: float, max_output: int | None = None
+) -> Tensor:
+    """`nms` among boxes of the same class [M] only; the boxes kept of all classes in one order, by descending score."""
+    intersection, union = _intersection_and_union(boxes, boxes)
+    overlaps = (intersection / union).double() > iou_threshold  # 0 / 0 is NaN, which is not greater
+    overlaps &= class_ids[:, None] == class_ids
+
+    is_nan = scores.isnan()
+    order = scores.masked_fill(is_nan, -math.inf).argsort(descending=True, stable=True)
+    order = order[is_nan[order].byte().argsort(stable=True)]
+
+    kept: list[int] = []
+    limit = len(boxes) if max_output is None else max_output
+    for i in order.tolist():
+        if len(kept) == limit:
+            break
+        if not overlaps[kept, i].any():
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+
+
+# --- anchors ----------------------------------------------------------------------------------------------------------
+
+
+def base_anchors(size: float, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors [A,4] around the origin of area (size * scale)^2 and height / width = ratio, ratio by ratio."""
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
+    scale = torch.tensor(scales, dtype=torch.float32)
+    half_width = 0.5 * (size * (1 / root) * scale).flatten()
+    half_height = 0.5 * (size * root * scale).flatten()
+    return torch.stack((-half_width, -half_height, half_width, half_height), dim=1)
+
+
+def grid_anchors(
+    feature_sizes: Sequence[tuple[int, int]], strides: Sequence[int], base_anchors: Sequence[Tensor]
+) -> list[Tensor]:
+    """Per level the base anchors [A,4] moved to every cell of a feature map (h, w): [h*w*A,4], order y, x, anchor.
+
+    Cell (y, x) lies at the point (x * stride, y * stride): its corner, not its centre.
+    """
+    levels = []
+    for (height, width), stride, base in zip(feature_sizes, strides, base_anchors, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        corner = torch.stack((x, y, x, y), dim=-1).to(base)  # [h,w,4]
+        levels.append((corner[:, :, None] + base).reshape(-1, 4))
+    return levels
+
+
+# --- box coding -------------------------------------------------------------------------------------------------------
+
+MAX_LOG_RATIO = abs(math.log(16 / 1000))  # no side grows or shrinks more than 62.5-fold, so that exp cannot overflow
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
+    """Deltas [n,4] from `boxes` [n,4] to `targets` [n,4]: shift of the centre in box sizes, log of the size ratio.
+
+    (Girshick et al. 2014, R-CNN, appendix C; here normalised by `means` and `stds`.) A box without area: inf or NaN.
+    """
+    size = boxes[:, 2:] - boxes[:, :2]
+    shift = ((targets[:, :2] + targets[:, 2:]) * 0.5 - (boxes[:, :2] + boxes[:, 2:]) * 0.5) / size
+    log_ratio = ((targets[:, 2:] - targets[:, :2]) / size).log()
+    deltas = torch.cat((shift, log_ratio), dim=1)
+    return (deltas - deltas.new_tensor(means)) / deltas.new_tensor(stds)
+
+
+def decode_boxes(
+    boxes: Tensor,
+    deltas: Tensor,
+    means: Sequence[float],
+    stds: Sequence[float],
+    max_shape: tuple[float, float] | Tensor | None = None,
+) -> Tensor:
+    """The inverse of `encode_boxes` for C deltas per box: [n,4] and [n,4C] -> [n,4C].
+
+    `max_shape` (height, width), one for all or one per box [n,2]: the boxes are clipped to [0, width] x [0, height].
+    """
+    deltas = deltas.reshape(len(boxes), deltas.shape[1] // 4, 4) * deltas.new_tensor(stds) + deltas.new_tensor(means)
+    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    centre = (boxes[:, :2] + boxes[:, 2:])[:, None] * 0.5 + size * deltas[..., :2]
+    half = size * _clamp(deltas[..., 2:], -MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * 0.5
+    decoded = torch.cat((centre - half, centre + half), dim=-1)
+    if max_shape is not None:
+        height_width = torch.as_tensor(max_shape, dtype=deltas.dtype, device=deltas.device).expand(len(boxes), 2)
+        limit = height_width.flip(1).repeat(1, 2)[:, None]
+        decoded = _clamp(decoded, 0.0, limit)
+    return decoded.flatten(1)
+
+
+def _clamp(values: Tensor, low: float, high: float | Tensor) -> Tensor:
+    """Like torch.clamp, but the gradient on the boundary, where versions of PyTorch differ, is let through."""
+    values = torch.where(values < low, low, values)
+    return torch.where(values > high, high, values)
+
+
+# --- assignment -------------------------------------------------------------------------------------------------------
+
+
+def assign_max_iou(
+    boxes: Tensor, gt_boxes: Tensor, pos_iou: float, neg_iou: float, min_pos_iou: float, match_low_quality: bool
+) -> tuple[Tensor, Tensor]:
+    """The object of [G,4] of each box [n,4], int64 [n]: -1 ignored, 0 negative, k > 0 object k-1; and its max IoU [n].
+
+    (Ren et al. 2015, Faster R-CNN, section 3.1.2.) Negative: its largest IoU is below `neg_iou`. Positive: the largest
+    is at least `pos_iou`; the object is the first that reaches it. With `match_low_quality`, object by object, every
+    box that has the object's largest IoU, if that is at least `min_pos_iou`, goes to it, whatever it had before.
+    """
+    if len(boxes) == 0 or len(gt_boxes) == 0:  # without objects every box is negative
+        return boxes.new_zeros(len(boxes), dtype=torch.int64), boxes.new_zeros(len(boxes))
+    iou = box_iou(boxes, gt_boxes)
+    max_iou, nearest = iou.max(dim=1)
+    gt_index = torch.full_like(nearest, -1)
+    gt_index[max_iou < neg_iou] = 0
+    positive = max_iou >= pos_iou
+    gt_index[positive] = nearest[positive] + 1
+    if match_low_quality:
+        for k, best in enumerate(iou.max(dim=0).values):
+            if best >= min_pos_iou:
+                gt_index[iou[:, k] == best] = k + 1
+    return gt_index, max_iou

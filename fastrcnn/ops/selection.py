@@ -1,0 +1,58 @@
+"""Box head outputs -> detections: softmax, decode, threshold, class-wise NMS, the best few."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrcnn.ops.box_coding import decode_boxes
+from fastrcnn.ops.nms import nms_padded
+
+
+def select_detections(
+    logits: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    image_sizes: Tensor,
+    scale_factors: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    max_output: int,
+    means: Sequence[float],
+    stds: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Final detections of N images (Girshick 2015, Fast R-CNN, section 3; NMS in pixels of the original image).
+
+    Args:
+        logits: [R, C + 1], background last. deltas: [R, 4 * C], class-major.
+        rois: [R, 5]: image index (-1: padding, never detected), x1, y1, x2, y2 in pixels of the network input.
+        image_sizes: [N, 2] (height, width) before padding; boxes are clipped to it.
+        scale_factors: [N, 2] (width factor, height factor) = resized / original; boxes are divided by it.
+        score_threshold: a detection's softmax score is greater than it.
+        iou_threshold: of the NMS within each class. max_output: detections per image.
+        means, stds: of the deltas.
+    Returns:
+        boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score,
+        count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros.
+    Raises:
+        RuntimeError: wrong shape, type or device.
+
+    Not differentiable. Has no host synchronisation.
+    """
+    num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
+    image = rois[:, 0].long()
+    row = image.clamp(min=0)
+    scores = logits.detach().float().softmax(-1)[:, :-1].reshape(-1)
+    boxes = decode_boxes(rois[:, 1:], deltas.detach().float(), means, stds, image_sizes.float()[row])
+    boxes = boxes.reshape(num_rois, num_classes, 4) / scale_factors.float()[row].repeat(1, 2)[:, None]
+    boxes = boxes.reshape(-1, 4)
+    labels = torch.arange(num_classes, device=logits.device).repeat(num_rois)
+    confident = scores > score_threshold
+    owner = image.repeat_interleave(num_classes, output_size=num_rois * num_classes)
+    kept = [
+        nms_padded(boxes[None], scores[None], iou_threshold, max_output, labels[None], (confident & (owner == i))[None])
+        for i in range(image_sizes.shape[0])
+    ]
+    indices, count = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
+    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
+    return boxes[indices] * present[:, :, None], scores[indices] * present, labels[indices] * present, count

@@ -1,0 +1,176 @@
+"""What a run writes so that it can be continued: the whole state of training in one file, read without executing it."""
+
+import random
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn, optim
+
+from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
+from fastrcnn.config import Config
+from fastrcnn.models.checkpoint import read_checkpoint
+
+KEYS = ("model", "optimizer", "schedule", "step", "epoch", "random_state", "config", "classes")
+
+
+@dataclass
+class TrainingState:
+    """A run in progress: what is trained, and how far it is."""
+
+    model: nn.Module
+    optimizer: optim.Optimizer
+    config: Config
+    classes: list[str]  # names, in label order
+    step: int = 0  # optimiser steps done, over all epochs
+    epoch: int = 0  # epochs finished
+    epoch_step: int = 0  # steps done of the epoch that is under way
+    unlogged: dict[str, float] = field(default_factory=dict)  # sums of the losses since the last row of log.csv
+
+
+def save_training(path: str | Path, state: TrainingState) -> None:
+    """Writes a run atomically: a kill or a full disk leaves the file that was there before.
+
+    The file is a dict of tensors, numbers, strings, lists and dicts, so torch.load(path, weights_only=True) reads it:
+        model, optimizer    state dicts
+        schedule            where in its epoch the run is: {"epoch_step", "unlogged"} of TrainingState. The learning
+                            rate follows from step and epoch alone
+        step, epoch         steps and epochs finished
+        random_state        of torch, numpy and python
+        config              the resolved config as nested dicts
+        classes             names, in label order
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": {"epoch_step": state.epoch_step, "unlogged": dict(state.unlogged)},
+        "step": state.step,
+        "epoch": state.epoch,
+        "random_state": random_state(),
+        "config": asdict(state.config),
+        "classes": list(state.classes),
+    }
+    with atomic_write(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's word for a failed write
+            raise OSError(f"{path} could not be written: is the disk full? The file before it is whole") from error
+
+
+def restore(state: TrainingState, saved: dict[str, Any], path: Path) -> None:
+    """Puts what load_training read from `path` into `state`, random states aside.
+
+    Raises:
+        ValueError: another model, optimiser or set of classes; the message names the settings that differ.
+    """
+    if saved["classes"] != state.classes:
+        raise ValueError(f"{path} was trained for the classes {saved['classes']}, the data has {state.classes}")
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        changes = "; ".join(changed_settings(saved["config"], state.config)) or "no setting differs"
+        raise ValueError(f"{path} does not fit the config ({changes}): {str(error)[:500]}") from error
+    state.step, state.epoch = saved["step"], saved["epoch"]
+    state.epoch_step, state.unlogged = saved["schedule"]["epoch_step"], dict(saved["schedule"]["unlogged"])
+
+
+def load_training(path: str | Path) -> dict[str, Any]:
+    """Reads what save_training wrote, with every tensor on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is damaged, or holds weights but no training state.
+    """
+    state = read_checkpoint(path)
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} is not a training checkpoint of fastrcnn: it has no {', '.join(missing)}. "
+            "To start from its weights, use load_from=FILE without --resume"
+        )
+    return state
+
+
+def name_epoch(folder: Path, epoch: int, keep: int) -> None:
+    """Gives folder/last.pth the second name epoch_<epoch>.pth, and keeps only the newest `keep` of those (-1: all)."""
+    if keep != 0:
+        atomic_copy(folder / "last.pth", folder / f"epoch_{epoch}.pth")
+    numbered = [(re.fullmatch(r"epoch_(\d+)\.pth", path.name), path) for path in folder.glob("epoch_*.pth")]
+    newest_first = sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True)
+    for _, path in newest_first[keep:] if keep >= 0 else []:
+        path.unlink()
+
+
+def prepare_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Makes the folder of a run, or finds the run that is there.
+
+    Returns:
+        The state of folder/last.pth if `resume` and there is one; None if the run starts from the beginning.
+    Raises:
+        FileExistsError: not `resume`, and the folder holds the checkpoints of a run, which would be overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(TEMPORARY):  # of a run that was killed while it wrote
+        unfinished.unlink()
+    last = folder / "last.pth"
+    if resume:
+        return load_training(last) if last.is_file() else None
+    found = sorted(path.name for path in folder.glob("*.pth"))
+    if found:
+        raise FileExistsError(
+            f"{folder} already holds a run ({', '.join(found)}), which is not overwritten. Continue it with --resume, "
+            "write elsewhere with output_dir=FOLDER, or delete it"
+        )
+    return None
+
+
+def changed_settings(before: dict[str, Any], config: Config) -> list[str]:
+    """The settings in which `config` differs from a checkpoint's, as "dotted.key: before -> now"."""
+    old, new = _flat(before), _flat(asdict(config))
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+# --- random states ----------------------------------------------------------------------------------------------------
+
+
+def seed_everything(*key: int) -> None:
+    """Seeds torch, numpy and python with a number that is well mixed from `key`: non-negative integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    torch.manual_seed(seed)  # of the GPUs too
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators of torch, numpy and python, as tensors, numbers and lists."""
+    of_numpy = np.random.get_state(legacy=False)
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {**of_numpy, "state": {name: np.array(value).tolist() for name, value in of_numpy["state"].items()}},
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what random_state gave. States of GPUs are restored where as many GPUs are present."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,155 @@
+"""What a run says and records while it goes: the progress bar, lines and rows of log.csv, metrics.json."""
+
+import csv
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from fastrcnn.atomic import atomic_write
+
+LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
+COLUMNS = ("step", "epoch", "lr", *LOSSES, "loss", "images_per_second", "data_wait", "memory_mb")
+Item = TypeVar("Item")
+
+
+def say(line: str) -> None:
+    """Prints a line on standard output, above the progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()  # a log file is read while the run goes on
+
+
+class RunLog:
+    """The log of the steps. A row is written every `every` steps of the run and at the end of an epoch.
+
+    log.csv has one row for each such moment: the steps done, the number of the epoch (from 1), the learning rate of
+    the last step, the means of the losses and of their sum since the row before, images per second, the share of the
+    time that the step waited for the loader, and the peak memory of the process (on CUDA: of the tensors on the GPU).
+
+    Args:
+        folder: of log.csv. A file that is there is continued; rows beyond `step` are dropped, those steps are redone.
+        step, total_steps: where the run starts and ends.
+        unlogged: sums since the last row, updated in place; not empty if the run continues from within a row.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, step: int, total_steps: int, device: torch.device, unlogged: dict[str, float]
+    ) -> None:
+        self.every = every
+        self.total_steps = total_steps
+        self.device = device
+        self._unlogged = unlogged
+        self._path = folder / "log.csv"
+        _drop_rows_beyond(self._path, step)
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Times the next row from now on: evaluations between two epochs do not count as training."""
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+        self._steps = 0
+
+    def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - before
+            yield batch
+
+    def add(self, step: int, epoch: int, rate: float, losses: dict[str, float], images: int, epoch_ends: bool) -> None:
+        """Records step `step` (from 1) of epoch `epoch` (from 1), which trained on `images` images."""
+        total = sum(losses.values())
+        for name, value in {**losses, "loss": total, "steps": 1.0}.items():
+            self._unlogged[name] = self._unlogged.get(name, 0.0) + value
+        self._images += images
+        self._steps += 1
+        seconds = time.perf_counter() - self._started
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix_str(f"loss {total:.3f}, {self._images / seconds:.1f} images/s", refresh=False)
+        self._bar.update()
+        if step % self.every == 0 or epoch_ends:
+            self._write(step, epoch, rate, seconds)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _write(self, step: int, epoch: int, rate: float, seconds: float) -> None:
+        steps = self._unlogged.pop("steps")
+        means = {name: total / steps for name, total in self._unlogged.items()}
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "lr": f"{rate:.6g}",
+            **{name: f"{mean:.6g}" for name, mean in means.items()},
+            "images_per_second": f"{self._images / seconds:.4g}",
+            "data_wait": f"{self._waited / seconds:.3f}",
+            "memory_mb": peak_memory_mb(self.device),
+        }
+        left = timedelta(seconds=round(seconds / self._steps * (self.total_steps - step)))
+        parts = ", ".join(f"{name.removeprefix('loss_')} {means[name]:.4f}" for name in LOSSES)
+        say(
+            f"epoch {epoch}  step {step}/{self.total_steps}  lr {row['lr']}  loss {means['loss']:.4f} ({parts})  "
+            f"{row['images_per_second']} images/s, {self._waited / seconds:.0%} waiting for data  "
+            f"{row['memory_mb']} MB  {left} left"
+        )
+        new = not self._path.exists()
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._unlogged.clear()
+        self.restart_clock()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of log.csv; a last row that a kill cut short is left out. Empty if there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items()} for row in rows if all(row.get(column) for column in COLUMNS)]
+
+
+def _drop_rows_beyond(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8", newline="")
+
+
+def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """The entries of metrics.json, one per evaluation, up to step `step`. Empty if there is no such file."""
+    if not path.is_file():
+        return []
+    return [entry for entry in json.loads(path.read_text(encoding="utf-8")) if entry["step"] <= step]
+
+
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Most memory in use so far, in units of 2^20 bytes: of tensors on a CUDA device; of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, units of 1024 bytes elsewhere
+    return peak >> (20 if sys.platform == "darwin" else 10)

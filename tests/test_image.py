@@ -1,0 +1,204 @@
+"""The image pipeline: decoding and its errors, and the numbers of mmdetection's resize and normalisation."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fastrcnn.config import ImageConfig
+from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize, resized_size
+
+
+def noise(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+def encoded(image: np.ndarray, suffix: str = ".jpg") -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
+    """The JPEG with a further segment at its beginning."""
+    return jpeg[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + jpeg[2:]
+
+
+def orientation(value: int) -> bytes:
+    """An EXIF block that says only how the camera was held."""
+    entry = b"\x12\x01\x03\x00\x01\x00\x00\x00" + value.to_bytes(2, "little") + b"\x00\x00"
+    return b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00" + entry + b"\x00\x00\x00\x00"
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def test_reads_bgr(tmp_path: Path) -> None:
+    image = noise(5, 7)
+    cv2.imwrite(str(tmp_path / "ünïcode.png"), image)
+    np.testing.assert_array_equal(read_image(tmp_path / "ünïcode.png"), image)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "ünïcode.png")), image)
+    assert read_image(image) is image
+
+
+def test_other_kinds_of_png_become_8_bit_bgr(tmp_path: Path) -> None:
+    grey, deep, alpha = noise(5, 7, 1), noise(5, 7, 3, np.uint16), noise(5, 7, 4)
+    expected = {"grey": grey.repeat(3, axis=2), "deep": deep // 256, "alpha": alpha[..., :3]}
+    for (name, pixels), image in zip(expected.items(), (grey, deep, alpha), strict=True):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+        found = read_image(tmp_path / f"{name}.png")
+        assert found.dtype == np.uint8 and found.shape == (5, 7, 3)
+        np.testing.assert_allclose(found.astype(int), pixels.astype(int), atol=1)  # 16 bits are rounded or cut
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = cv2.resize(noise(3, 4), (64, 48))
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(with_segment(encoded(image), 0xE1, orientation(6)))  # 6: turn clockwise to view
+    upright = cv2.imdecode(np.frombuffer(encoded(image), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(read_image(path), cv2.rotate(upright, cv2.ROTATE_90_CLOCKWISE))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_every_truncation_is_an_error(tmp_path: Path, suffix: str) -> None:
+    whole = encoded(cv2.resize(noise(6, 8), (40, 30)), suffix)
+    path = tmp_path / f"cut{suffix}"
+    for length in [4, 9, *range(20, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=rf"cut\{suffix} (is truncated|cannot be decoded)"):
+            read_image(path)
+
+
+def test_a_thumbnail_does_not_hide_truncation(tmp_path: Path) -> None:
+    """The thumbnail within a JPEG has an end marker of its own."""
+    image = cv2.resize(noise(6, 8), (40, 30))
+    jpeg = with_segment(encoded(image), 0xE1, encoded(noise(8, 8)))
+    (tmp_path / "cut.jpg").write_bytes(jpeg[:-20])
+    with pytest.raises(ValueError, match=r"cut.jpg is truncated"):
+        read_image(tmp_path / "cut.jpg")
+
+
+def test_jpeg_with_something_after_its_end(tmp_path: Path) -> None:
+    """Phones append videos, which may hold any bytes; progressive files have several scans."""
+    image = cv2.resize(noise(6, 8), (40, 30))
+    for flags in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]):
+        jpeg = cv2.imencode(".jpg", image, flags)[1].tobytes()
+        (tmp_path / "whole.jpg").write_bytes(jpeg + b"video \xff\xda and more")
+        assert read_image(tmp_path / "whole.jpg").shape == (30, 40, 3)
+        (tmp_path / "cut.jpg").write_bytes(jpeg[:-2])
+        with pytest.raises(ValueError, match=r"cut.jpg is truncated: its end is missing after"):
+            read_image(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", r"photo.jpg is empty \(0 bytes\)"), (b"hello", "photo.jpg cannot be decoded")]
+)
+def test_files_that_are_no_images(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"No image file {path}"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 5), np.uint8), ValueError, r"must be uint8 \[height, width, 3\] \(BGR\), got uint8 \[4, 5\]"),
+        (np.zeros((4, 5, 3), np.float32), ValueError, r"got float32 \[4, 5, 3\]"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, r"image is empty: its shape is \[0, 5, 3\]"),
+        (torch.zeros(4, 5, 3), TypeError, "must be a path or a uint8 array .* got Tensor"),
+    ],
+)
+def test_bad_arrays(image: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read_image(image)
+
+
+def test_real_photos_decode(shared: Path) -> None:
+    files = sorted((shared / "data" / "bccd" / "JPEGImages").glob("*.jpg"))[:20]
+    files += sorted((shared / "data" / "coco_photos" / "images").glob("*"))[:20]
+    assert len(files) == 40
+    for path in files:
+        np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_and_factors_of_the_reference(units: dict[str, Any]) -> None:
+    for case in units["rescale_1333x800"]:
+        (width, height), (new_width, new_height) = case["wh"], case["new"]
+        assert resized_size(height, width, (1333, 800)) == (new_height, new_width), case
+        assert resized_size(height, width, (800, 1333)) == (new_height, new_width), case
+        image, factors = resize(np.zeros((height, width, 3), np.uint8), (1333, 800))
+        assert image.shape == (new_height, new_width, 3)
+        assert list(factors) == case["scale_factor"], case
+        padded = pad_and_batch([torch.zeros(3, *image.shape[:2])], 32)
+        assert list(padded.shape[:1:-1]) == case["padded"], case
+
+
+def test_extreme_shapes_keep_a_pixel() -> None:
+    image, factors = resize(noise(1, 5000), (1000, 600))
+    assert image.shape == (1, 1000, 3) and factors == (pytest.approx(0.2), 1.0)
+
+
+def test_pixels_of_the_reference(units: dict[str, Any]) -> None:
+    case = units["image"]
+    image = np.random.RandomState(0).randint(0, 256, (6, 9, 3), np.uint8)
+    resized, _ = resize(image, case["scale"])
+    assert list(resized.shape[:2]) == case["new_hw"]
+    assert resized[0].tolist() == case["resized_row0"] and resized[5].tolist() == case["resized_row5"]
+    pixels = normalise(resized, ImageConfig())
+    assert pixels[:, 0, 0].tolist() == case["norm_rgb_pixel_0_0"]
+    assert pixels[:, 5, 7].tolist() == case["norm_rgb_pixel_5_7"]
+
+
+# --- normalising ------------------------------------------------------------------------------------------------------
+
+CAFFE = ImageConfig("bgr", [103.530, 116.280, 123.675], [1.0, 1.0, 1.0])
+X101 = ImageConfig("bgr", [103.530, 116.280, 123.675], [57.375, 57.120, 58.395])
+
+
+@pytest.mark.parametrize("config", [ImageConfig(), CAFFE, X101], ids=["pytorch", "caffe", "x101"])
+@pytest.mark.parametrize("shape", [(37, 53), (1, 300), (300, 1), (1, 1)])
+def test_normalise_is_opencvs_arithmetic(config: ImageConfig, shape: tuple[int, int]) -> None:
+    """Bit for bit: mmcv's imnormalize is these OpenCV calls."""
+    image = noise(*shape)
+    expected = image.astype(np.float32)
+    if config.channel_order == "rgb":
+        expected = np.ascontiguousarray(expected[:, :, ::-1])
+    cv2.subtract(expected, np.array([config.mean]), expected)
+    cv2.multiply(expected, 1 / np.array([config.std]), expected)
+    found = normalise(image, config)
+    assert found.dtype == torch.float32 and found.is_contiguous() and found.shape == (3, *shape)
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+
+
+def test_views_of_arrays_are_accepted() -> None:
+    """A caller may turn RGB into BGR, crop or mirror by slicing, which leaves strides that OpenCV does not have."""
+    for view in (noise(20, 30)[:, :, ::-1], noise(20, 30)[2:17, 3:-1], noise(20, 30)[::-1, ::-1]):
+        found, expected = (normalise(resize(image, (50, 40))[0], CAFFE) for image in (view, view.copy()))
+        assert torch.equal(found, expected)
+        assert torch.equal(normalise(view, CAFFE), normalise(view.copy(), CAFFE))
+
+
+def test_unknown_channel_order() -> None:
+    with pytest.raises(ValueError, match="channel_order must be rgb or bgr, got 'gbr'"):
+        normalise(noise(4, 4), ImageConfig("gbr"))
+
+
+# --- padding ----------------------------------------------------------------------------------------------------------
+
+
+def test_pads_right_and_bottom_with_zeros() -> None:
+    images = [torch.full((3, 33, 64), 1.0), torch.full((3, 20, 65), 2.0)]
+    batch = pad_and_batch(images, 32)
+    assert batch.shape == (2, 3, 64, 96) and batch.dtype == torch.float32
+    assert torch.equal(batch[0, :, :33, :64], images[0]) and torch.equal(batch[1, :, :20, :65], images[1])
+    assert batch.sum() == images[0].sum() + images[1].sum()  # nothing but zeros elsewhere
