@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.fastrcnn-installed
+TESTABLE := $(VENV)/.fastrcnn-testable
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo test bench lint
@@ -16,19 +17,18 @@ NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 demo: $(INSTALLED)
 	$(RUN) -m fastrcnn.demo
 
-test: $(INSTALLED)
+test: $(TESTABLE)
 	$(RUN) -m pytest
 
-bench: $(INSTALLED)
+bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py
 	$(RUN) benchmarks/inference.py faster_rcnn_r50_fpn_1x_coco
 
-lint: $(INSTALLED)
+lint: $(TESTABLE)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m clang_format --version
-	$(RUN) -m clang_format --dry-run --Werror $(NATIVE)
+	$(VENV)/bin/clang-format --dry-run --Werror $(NATIVE)
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -36,9 +36,17 @@ $(RUN):
 # The stamp holds the path of this checkout, so that an environment shared with another one is installed anew.
 $(INSTALLED): pyproject.toml setup.py $(NATIVE) | $(RUN)
 	$(RUN) -m pip install -q --upgrade pip "setuptools>=77" wheel ninja "pybind11>=2.13"
-	$(RUN) -m pip install -q "torch>=2.10" torchvision
-	$(RUN) -m pip install --no-build-isolation -e ".[test]"
+	$(RUN) -c "import torch" 2>/dev/null || $(RUN) -m pip install -q "torch>=2.10"
+	$(RUN) -m pip install --no-build-isolation -e ".[curves]"
 	echo "$(CURDIR)" > $@
+
+# torchvision must be the release that belongs to the installed torch; where there is none, tests against it are skipped.
+$(TESTABLE): $(INSTALLED)
+	$(RUN) -m pip install -q --no-build-isolation -e ".[test]"
+	$(RUN) -m pip install -q torchvision "torch==$$($(RUN) -c 'import torch; print(torch.__version__)')" || \
+	$(RUN) -m pip install -q torchvision "torch==$$($(RUN) -c 'import torch; print(torch.__version__.split("+")[0])')" || \
+	echo "No torchvision for this torch: the tests that compare with it are skipped"
+	touch $@
 
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)

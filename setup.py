@@ -3,8 +3,8 @@
     pip install .                                    uses the torch of this environment; downloads none
     pip install -e . --no-build-isolation            for development: rebuilds only what changed
 
-Environment: FORCE_CUDA=1 (build the CUDA library without a GPU or with a CPU-only torch), FASTRCNN_CPU_ONLY=1 (never
-build it), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX", CUDA_HOME, MAX_JOBS, DEBUG=1 (symbols, no optimisation), CXX.
+Environment: FORCE_CUDA=1 (fail unless the CUDA library can be built; it needs no GPU), FASTRCNN_CPU_ONLY=1 (never build
+it), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX", CUDA_HOME, MAX_JOBS, DEBUG=1 (symbols, no optimisation), CXX.
 
 Three libraries (DESIGN.md): libfastrcnn.so and libfastrcnn_cuda.so hold the operators and use only the stable ABI of
 LibTorch, so they run under any torch >= 2.10 and any Python; fastrcnn._C holds build_info() and does not touch torch.
@@ -12,7 +12,10 @@ LibTorch, so they run under any torch >= 2.10 and any Python; fastrcnn._C holds 
 
 import os
 import re
+import runpy
 import shutil
+import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -25,13 +28,13 @@ ABI_TARGET = "2.10"  # the oldest torch whose stable ABI the libraries use
 
 def import_torch():
     """The torch that the user has, also from inside pip's isolated build environment, which hides it."""
-    sys.path.append(sysconfig.get_paths()["purelib"])
+    sys.path += [sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], site.getusersitepackages()]
     try:
         import torch
     except ImportError as error:
         raise SystemExit(
-            f"fastrcnn is compiled against the torch you use, and none is installed for {sys.executable}: {error}\n"
-            "Install torch (>= 2.10) first, then run:\n"
+            f"fastrcnn is compiled against the torch you use, and none is found for {sys.executable}: {error}\n"
+            "Install torch (>= 2.10) first; if it is installed, the isolated build hides it: run\n"
             "    pip install setuptools ninja pybind11 && pip install --no-build-isolation ."
         ) from error
     return torch
@@ -39,8 +42,11 @@ def import_torch():
 
 def find_cuda_home() -> str | None:
     """The toolkit's folder: CUDA_HOME, or where nvcc in PATH really lies, which may be a wrapper script."""
-    if os.environ.get("CUDA_HOME"):
-        return os.environ["CUDA_HOME"]
+    given = os.environ.get("CUDA_HOME")
+    if given:
+        if not (Path(given) / "bin" / "nvcc").is_file():
+            raise SystemExit(f"CUDA_HOME={given} holds no bin/nvcc: set it to a CUDA toolkit, or FASTRCNN_CPU_ONLY=1.")
+        return given
     candidates = []
     nvcc = shutil.which("nvcc")
     if nvcc:
@@ -54,6 +60,26 @@ def find_cuda_home() -> str | None:
         headers = [folder / "include", *folder.glob("targets/*/include")]
         if (folder / "bin" / "nvcc").is_file() and any((h / "cuda_runtime.h").is_file() for h in headers):
             return str(folder)
+    return None
+
+
+def toolkit_version(cuda_home: str) -> str:
+    said = subprocess.run([f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+\.\d+)", said)
+    return match.group(1) if match else "unknown"
+
+
+def why_no_cuda() -> str | None:
+    """None if the CUDA library can be built."""
+    if flag("FASTRCNN_CPU_ONLY"):
+        return "FASTRCNN_CPU_ONLY=1 is set"
+    if cuda_home is None:
+        return "no CUDA toolkit was found; set CUDA_HOME to its folder"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built for the CPU only"
+    toolkit = toolkit_version(cuda_home)
+    if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"{cuda_home} is CUDA {toolkit}, torch uses CUDA {torch.version.cuda}; the major versions must agree"
     return None
 
 
@@ -79,15 +105,12 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
 
 version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
 debug = flag("DEBUG")
-cpu_only = flag("FASTRCNN_CPU_ONLY")
-with_cuda = not cpu_only and cuda_home is not None and (torch.version.cuda is not None or flag("FORCE_CUDA"))
+obstacle = why_no_cuda()
+with_cuda = obstacle is None
 if flag("FORCE_CUDA") and not with_cuda:
-    raise SystemExit(
-        "FORCE_CUDA=1, but "
-        + ("FASTRCNN_CPU_ONLY=1 is set too." if cpu_only else "no CUDA toolkit was found: set CUDA_HOME to its folder.")
-    )
+    raise SystemExit(f"FORCE_CUDA=1, but {obstacle}.")
 if with_cuda and not torch.cuda.is_available():
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")  # without a GPU to ask: data-centre GPUs, newer by PTX
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")  # without a GPU to ask: T4, A100, H100
 architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "of the visible GPUs")
 
 optimise = ["-O0", "-g"] if debug else ["-O3", "-g0"]
@@ -108,7 +131,6 @@ def operators(name: str, pattern: str, extra: list[str], cuda: bool) -> Extensio
         f"fastrcnn.{name}",
         sources,
         define_macros=[*macros, *([("USE_CUDA", None)] if cuda else [])],
-        depends=[str(path) for path in (ROOT / "csrc").rglob("*.*h")],
         library_dirs=library_paths("cuda" if cuda else "cpu"),
         libraries=["c10", "torch", "torch_cpu", *(["torch_cuda", "cudart"] if cuda else [])],
         extra_compile_args={"cxx": cxx_flags + system, "nvcc": nvcc_flags + system},
@@ -119,6 +141,7 @@ def operators(name: str, pattern: str, extra: list[str], cuda: bool) -> Extensio
 info = [
     ("FASTRCNN_VERSION", version),
     ("FASTRCNN_ABI_TARGET", ABI_TARGET),
+    ("FASTRCNN_SOURCE", runpy.run_path(str(ROOT / "fastrcnn/ops/_source.py"))["source_hash"](ROOT / "csrc")),
     ("FASTRCNN_TORCH", torch.__version__),
 ]
 extensions = [operators("libfastrcnn", "*/*_cpu.cpp", ["csrc/schemas.cpp"], cuda=False)]
@@ -131,14 +154,22 @@ extensions.append(
         ["csrc/module.cpp"],
         include_dirs=[pybind11.get_include()],
         define_macros=info,
-        extra_compile_args={"cxx": ["-std=c++20", "-fvisibility=hidden"]},
+        extra_compile_args={"cxx": ["-std=c++20", "-fvisibility=hidden", "-g0"]},
         language="c++",
     )
 )
 
 
 class Build(BuildExtension):
-    """Libraries without Python keep a plain name: libfastrcnn.so, not libfastrcnn.cpython-311-x86_64-linux-gnu.so."""
+    """Libraries without Python keep a plain name: libfastrcnn.so, not libfastrcnn.cpython-311-x86_64-linux-gnu.so.
+
+    Every build asks ninja, which knows headers, flags and compilers, and keeps its objects in build/ for the next one.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True
+        self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
 
     def get_ext_filename(self, fullname: str) -> str:
         if "libfastrcnn" in fullname:
@@ -147,7 +178,7 @@ class Build(BuildExtension):
 
 
 print(
-    f"fastrcnn {version}: torch {torch.__version__}, ABI target {ABI_TARGET}, {cpu_only = }, {with_cuda = }, "
+    f"fastrcnn {version}: torch {torch.__version__}, ABI target {ABI_TARGET}, {with_cuda = } ({obstacle}), "
     f"{debug = }, CUDA_HOME = {cuda_home}, TORCH_CUDA_ARCH_LIST = {architectures if with_cuda else None}, "
     f"MAX_JOBS = {os.environ.get('MAX_JOBS')}, CXX = {os.environ.get('CXX')}",
     flush=True,

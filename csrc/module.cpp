@@ -11,6 +11,7 @@ namespace py = pybind11;
 static py::dict build_info() {
   py::dict info;
   info["version"] = TEXT(FASTRCNN_VERSION);
+  info["source"] = TEXT(FASTRCNN_SOURCE);  // fastrcnn/ops/_source.py
 #if defined(__clang__)
   info["compiler"] = "clang " __clang_version__;
 #elif defined(__GNUC__)

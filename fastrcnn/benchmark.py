@@ -222,7 +222,7 @@ class _Ours:
     def count_proposals(self, pixels: np.ndarray) -> int:
         config, model = self._detector.config.data, self._detector.model
         resized, _ = resize(pixels, config.test.scale)
-        batch = pad_and_batch([normalise(resized, config.image)], config.image.pad_multiple).to(self.device)
+        batch = pad_and_batch([normalise(resized, config.image)]).to(self.device)
         return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
 
 

@@ -21,11 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes positional arguments in one run: overrides that follow an option are left over.
-    if rest and (not hasattr(arguments, "overrides") or any(item.startswith("-") for item in rest)):
+    # argparse takes positional arguments in one run: images or overrides that follow an option are left over.
+    name = next((name for name in ("overrides", "images") if hasattr(arguments, name)), None)
+    if rest and (name is None or any(item.startswith("-") for item in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    if name is not None:
+        setattr(arguments, name, getattr(arguments, name) + rest)
     try:
         return arguments.run(arguments)
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError) as error:

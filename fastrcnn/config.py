@@ -16,6 +16,9 @@ from typing import get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+# An image's padded size is its own size rounded up to a multiple of this, however large the batch around it is.
+PAD_MULTIPLE = 32
+
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +95,7 @@ class BoxHeadConfig:
     assigner: AssignerConfig = field(default_factory=lambda: AssignerConfig(0.5, 0.5, 0.5, match_low_quality=False))
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(num=512, positive_fraction=0.25))
     delta_stds: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])  # deltas are divided by these
-    score_threshold: float = 0.05  # a detection's score is above this
+    score_threshold: float = 0.05  # a detection's score is above this, in evaluation; Detector.detect has its own
     iou_threshold: float = 0.5  # of the class-wise NMS
     max_detections: int = 100  # per image
 
@@ -111,12 +114,11 @@ class ModelConfig:
 
 @dataclass
 class ImageConfig:
-    """(pixel - mean) / std, in the order of channel_order, then zero-padded on the right and bottom."""
+    """(pixel - mean) / std, in the order of channel_order, then zero-padded to a multiple of PAD_MULTIPLE."""
 
     channel_order: str = "rgb"  # "rgb" or "bgr": the order that the network sees and that mean and std are in
     mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
-    pad_multiple: int = 32  # an image's padded size is a multiple of this
 
 
 @dataclass

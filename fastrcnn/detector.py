@@ -108,7 +108,7 @@ class Detector:
 
     def _detect_one(self, model: FasterRCNN, image: Image) -> Detections:
         resized, factors = resize(read_image(image), self.config.data.test.scale)
-        batch = pad_and_batch([normalise(resized, self.config.data.image)], self.config.data.image.pad_multiple)
+        batch = pad_and_batch([normalise(resized, self.config.data.image)])
         with torch.inference_mode():
             batch = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
             found = model(batch, [resized.shape[:2]], [factors])[0]
@@ -140,6 +140,8 @@ def load(
         to put the file. ValueError: the checkpoint does not fit the config, its hash is wrong, or the config has no
         published checkpoint; a device or dtype that cannot be used.
     """
+    if not isinstance(config, (Config, str, Path)):
+        raise TypeError(f"config must be a name, a path or a Config (not a part of one), got {type(config).__name__}")
     if not isinstance(config, Config):
         config = load_config(config)
     where = choose_device(device)
@@ -166,5 +168,5 @@ def load(
 
 def _published_checkpoint(config: Config) -> Path:
     if not config.published.checkpoint:
-        raise ValueError("This config has no published checkpoint: give the path of one, or False for random weights")
+        raise ValueError("This config has no published checkpoint: give the path of one as checkpoint (--checkpoint)")
     return download(config.published.checkpoint, config.published.sha256)

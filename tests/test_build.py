@@ -65,7 +65,7 @@ def package_without_extension(tmp_path: Path) -> Path:
 def test_import_without_extension_says_which_command_repairs(package_without_extension: Path):
     result = run_python("-c", "import fastrcnn", cwd=package_without_extension)
     assert result.returncode != 0
-    assert "native extension is not built" in result.stderr
+    assert "The native extension of fastrcnn is not built" in result.stderr
     assert "pip install --no-build-isolation" in result.stderr
 
 
@@ -84,6 +84,22 @@ def test_extension_of_another_version_says_which_command_repairs(package_without
     # Where the package is not installed there is no version to compare with, and the missing library is reported.
     assert "of version 0.0.0, the package of version" in result.stderr or "libfastrcnn.so" in result.stderr
     assert "Rebuild it" in result.stderr
+
+
+def test_extension_built_from_other_sources_says_which_command_repairs(tmp_path: Path, monkeypatch):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "schemas.cpp").write_text("// edited after the build")
+    monkeypatch.setattr(_library, "CHECKOUT", True)
+    monkeypatch.setattr(_library, "PACKAGE", tmp_path / "fastrcnn")
+    with pytest.raises(ImportError, match=r"built from other sources[\s\S]*pip install -e"):
+        _library.load()
+
+
+@checkout
+def test_setup_names_the_folder_without_a_toolkit(tmp_path: Path):
+    result = run_python("setup.py", "--version", cwd=ROOT, CUDA_HOME=str(tmp_path))
+    assert result.returncode != 0
+    assert f"CUDA_HOME={tmp_path} holds no bin/nvcc" in result.stderr
 
 
 def test_library_that_does_not_load_says_which_command_repairs(package_without_extension: Path, monkeypatch):
@@ -129,7 +145,7 @@ def test_setup_finds_the_toolkit_behind_a_wrapper(tmp_path: Path):
 def test_setup_refuses_contradicting_switches():
     result = run_python("setup.py", "--version", cwd=ROOT, FORCE_CUDA="1", FASTRCNN_CPU_ONLY="1")
     assert result.returncode != 0
-    assert "FORCE_CUDA=1, but FASTRCNN_CPU_ONLY=1 is set too" in result.stderr
+    assert "FORCE_CUDA=1, but FASTRCNN_CPU_ONLY=1 is set." in result.stderr
 
 
 @checkout

@@ -161,7 +161,7 @@ def test_training_rules_are_counted(tmp_path: Path, images: Path) -> None:
     assert training.dropped == {
         "objects that are crowds": 1,
         "objects outside the image": 3,
-        "objects below one pixel": 3,
+        "objects below one pixel or without area": 3,
         "images without objects to train on": 1,
         "images with a side below 32 pixels": 1,
     }

@@ -139,7 +139,7 @@ def test_sizes_and_factors_of_the_reference(units: dict[str, Any]) -> None:
         image, factors = resize(np.zeros((height, width, 3), np.uint8), (1333, 800))
         assert image.shape == (new_height, new_width, 3)
         assert list(factors) == case["scale_factor"], case
-        padded = pad_and_batch([torch.zeros(3, *image.shape[:2])], 32)
+        padded = pad_and_batch([torch.zeros(3, *image.shape[:2])])
         assert list(padded.shape[:1:-1]) == case["padded"], case
 
 
@@ -198,7 +198,7 @@ def test_unknown_channel_order() -> None:
 
 def test_pads_right_and_bottom_with_zeros() -> None:
     images = [torch.full((3, 33, 64), 1.0), torch.full((3, 20, 65), 2.0)]
-    batch = pad_and_batch(images, 32)
+    batch = pad_and_batch(images)
     assert batch.shape == (2, 3, 64, 96) and batch.dtype == torch.float32
     assert torch.equal(batch[0, :, :33, :64], images[0]) and torch.equal(batch[1, :, :20, :65], images[1])
     assert batch.sum() == images[0].sum() + images[1].sum()  # nothing but zeros elsewhere

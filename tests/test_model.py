@@ -1,5 +1,6 @@
 """FasterRCNN: batches, padding, losses with and without objects, sampling, anchors, errors, one graph."""
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -383,3 +384,19 @@ def test_lists_that_disagree_with_the_batch() -> None:
 def test_settings_that_do_not_fit_together(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.pool.output_size=0", "pool.output_size must be at least 1, got 0"),
+        ("model.pool.strides=[]", "pool.strides' length must be at least 1"),
+        ("model.rpn.anchor_scales=[]", "rpn.anchor_scales' length must be at least 1"),
+        ("model.rpn.sampler.positive_fraction=3", "rpn.sampler.positive_fraction must be between 0 and 1, got 3.0"),
+        ("model.rpn.assigner.pos_iou=0.2", "rpn.assigner must have 0 <= neg_iou <= pos_iou <= 1, got 0.3 and 0.2"),
+        ("model.rpn.strides=[4, 8]", "rpn.strides must have one entry per level"),
+    ],
+)
+def test_settings_out_of_range_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_model(load_config("faster_rcnn_r50_fpn_1x_coco", [override]).model)

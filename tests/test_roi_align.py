@@ -272,7 +272,7 @@ FEATURES, ROIS = torch.zeros(2, 3, 8, 8), torch.zeros(4, 5)
         (FEATURES, ROIS - 2, {}, "expected the index of one of 2 images.*got -2"),
         (FEATURES, ROIS + 0.5, {}, "expected the index of one of 2 images.*got 0.5"),
         (FEATURES, ROIS + NAN, {}, "expected the index of one of 2 images.*got -?nan"),
-        (FEATURES, ROIS, {"output_size": 0}, "output_size: expected positive"),
+        (FEATURES, ROIS, {"output_size": 0}, "output_size: expected 1 to 32768 bins per side, got 0 x 0"),
         (FEATURES, ROIS, {"spatial_scale": -1.0}, "spatial_scale: expected a positive number, got -1"),
     ],
 )

@@ -136,6 +136,7 @@ void assign_tensors(const Tensor& boxes, const Tensor& gt_boxes, double pos_iou,
 
 std::tuple<Tensor, Tensor> assign_max_iou_cpu(Tensor boxes, Tensor gt_boxes, double pos_iou, double neg_iou,
                                               double min_pos_iou, bool match_low_quality) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_assign(boxes, gt_boxes, pos_iou, neg_iou, min_pos_iou);
   boxes = torch::stable::contiguous(boxes);
   gt_boxes = torch::stable::contiguous(gt_boxes);

@@ -111,6 +111,7 @@ void nms_typed(const Tensor& boxes, const Tensor& scores, const std::optional<Te
 
 std::tuple<Tensor, Tensor> nms_cpu(Tensor boxes, Tensor scores, std::optional<Tensor> class_ids,
                                    std::optional<Tensor> valid, double iou_threshold, int64_t max_output) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_nms(boxes, scores, class_ids, valid, iou_threshold, max_output);
   boxes = torch::stable::contiguous(boxes);
   scores = torch::stable::contiguous(scores);

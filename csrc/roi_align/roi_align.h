@@ -34,8 +34,10 @@ RoiAlignParams<T> roi_align_params(const Tensor& rois, const std::vector<int64_t
   FASTRCNN_CHECK(heights.size() == num_levels && widths.size() == num_levels,
                  "features and strides: expected one stride per level, got ", heights.size(), " levels and ",
                  num_levels, " strides");
-  FASTRCNN_CHECK(pooled_height > 0 && pooled_width > 0, "output_size: expected positive numbers, got ", pooled_height,
-                 " x ", pooled_width);
+  FASTRCNN_CHECK(pooled_height > 0 && pooled_width > 0 && pooled_height <= kMaxBins && pooled_width <= kMaxBins,
+                 "output_size: expected 1 to ", kMaxBins, " bins per side, got ", pooled_height, " x ", pooled_width);
+  FASTRCNN_CHECK(sampling_ratio <= kMaxSamples, "sampling_ratio: expected at most ", kMaxSamples, ", got ",
+                 sampling_ratio);
   FASTRCNN_CHECK(finest_scale > 0, "finest_scale: expected a positive number, got ", finest_scale);
   check_shape(rois, "rois", "[R, 5] (image index, x1, y1, x2, y2)", {-1, 5});
   RoiAlignParams<T> p{};
@@ -54,7 +56,7 @@ RoiAlignParams<T> roi_align_params(const Tensor& rois, const std::vector<int64_t
   }
   p.pooled_height = static_cast<int>(pooled_height);
   p.pooled_width = static_cast<int>(pooled_width);
-  p.sampling_ratio = static_cast<int>(sampling_ratio);
+  p.sampling_ratio = sampling_ratio > 0 ? static_cast<int>(sampling_ratio) : 0;
   p.aligned = aligned;
   p.finest_scale = static_cast<T>(finest_scale);
   return p;

@@ -208,6 +208,7 @@ auto dispatch(ScalarType dtype, Function&& function) {
 Tensor multilevel_roi_align_cpu(std::vector<Tensor> features, Tensor rois, std::vector<double> spatial_scales,
                                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                                 double finest_scale) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_features(features, rois);
   return dispatch(features[0].scalar_type(), [&]<typename Feature, typename T>() {
     return roi_align_typed<Feature, T>(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio,
@@ -222,6 +223,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(Tensor grad, Tensor rois, 
                                                       bool aligned, double finest_scale, bool channels_last,
                                                       bool /*deterministic*/) {
   check_shape(grad, "grad", "[R, C, pooled height, pooled width]", {-1, -1, -1, -1});
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_features({grad}, rois);
   return dispatch(grad.scalar_type(), [&]<typename Feature, typename T>() {
     return roi_align_backward_typed<Feature, T>(grad, rois, level_heights, level_widths, num_images, spatial_scales,

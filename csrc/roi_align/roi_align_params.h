@@ -8,6 +8,8 @@
 namespace fastrcnn {
 
 constexpr int kMaxLevels = 8;
+constexpr int64_t kMaxBins = 1 << 15;     // per side
+constexpr int64_t kMaxSamples = 1 << 16;  // per bin and side
 
 // What a kernel needs beside the feature pointers. T is the type of coordinates.
 template <typename T>

@@ -10,7 +10,7 @@
 #include "../roi_align/roi_align_simd.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,f16c")
 #define FASTRCNN_LEVEL avx2
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"

@@ -10,7 +10,7 @@
 #include "../roi_align/roi_align_simd.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,prefer-vector-width=512")
 #define FASTRCNN_LEVEL avx512
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"

@@ -20,7 +20,7 @@ SimdLevel simd_level();
 
 // Declares functions once per level:  FASTRCNN_DECLARE_SIMD(void scale(float* x, int64_t n);)
 // Calls the one in use:               FASTRCNN_SIMD(scale, x, n);
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // clang ignores #pragma GCC target
 #define FASTRCNN_X86_LEVELS 1
 #define FASTRCNN_DECLARE_SIMD(...) \
   namespace baseline {             \

@@ -1,7 +1,7 @@
 """COCO JSON -> Dataset. The format: https://cocodataset.org/#format-data (object detection)."""
 
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def read_coco(annotations: str | Path, images: str | Path, classes: Sequence[str
     if not folder.is_dir():
         raise FileNotFoundError(f"No image folder {folder} (for {file})")
     for entry in content["images"]:
-        image_id, path = entry["id"], folder / entry["file_name"]
+        image_id, path = int(entry["id"]), folder / entry["file_name"]
         boxes, labels, areas, crowds = zip(*objects[image_id], strict=True) if image_id in objects else ((),) * 4
         dataset.samples.append(make_sample(image_id, path, sizes[image_id], boxes, labels, areas, crowds))
     missing = [sample.path for sample in dataset.samples if not sample.path.is_file()]
@@ -82,7 +82,7 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise FileNotFoundError(f"No annotation file {file}")
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; nested too deeply
         raise ValueError(f"{file} is not a JSON file: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -137,10 +137,12 @@ def _get(entry: Any, key: str, where: str) -> Any:
 
 
 def _integer(value: Any, what: str) -> int:
+    if isinstance(value, float) and value.is_integer():  # some exporters write 640.0
+        return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{what} must be a whole number, got {value!r}")
     return value
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # NaN compares false

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.config import ImageConfig
+from fastrcnn.config import PAD_MULTIPLE, ImageConfig
 
 
 def read_image(image: str | Path | np.ndarray) -> np.ndarray:
@@ -126,15 +126,16 @@ def normalise(image: np.ndarray, config: ImageConfig) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def pad_and_batch(images: Sequence[Tensor], multiple: int) -> Tensor:
-    """Pads with zeros on the right and bottom, to the largest height and width rounded up to a multiple.
+def pad_and_batch(images: Sequence[Tensor]) -> Tensor:
+    """Pads with zeros on the right and bottom, to the largest height and width rounded up to a PAD_MULTIPLE.
 
     Args:
         images: N >= 1 float32 tensors [3, h, w].
     Returns:
         float32 [N, 3, H, W].
     """
-    height, width = (-(-max(image.shape[side] for image in images) // multiple) * multiple for side in (1, 2))
+    largest = (max(image.shape[side] for image in images) for side in (1, 2))
+    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest)
     batch = torch.zeros(len(images), 3, height, width)
     for image, padded in zip(images, batch, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image

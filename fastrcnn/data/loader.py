@@ -57,7 +57,7 @@ def training_dataset(dataset: Dataset) -> Dataset:
         outside = (inside_width <= 0) | (inside_height <= 0)
         degenerate = (sample.areas <= 0) | (x2 - x1 < 1) | (y2 - y1 < 1)
         result.drop("objects that are crowds", int(sample.crowd.sum()))
-        result.drop("objects below one pixel", int((degenerate & ~sample.crowd).sum()))
+        result.drop("objects below one pixel or without area", int((degenerate & ~sample.crowd).sum()))
         result.drop("objects outside the image", int((outside & ~degenerate & ~sample.crowd).sum()))
         kept = ~(sample.crowd | outside | degenerate)
         if not kept.any():
@@ -133,7 +133,7 @@ class Loader:
             _Items(dataset.samples, make_item),
             batch_sampler=batches,
             num_workers=config.train.workers,
-            collate_fn=partial(_collate, multiple=config.data.image.pad_multiple),
+            collate_fn=_collate,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else it would draw from torch's global one
         )
@@ -198,13 +198,13 @@ def _test_item(sample: Sample, entry: int, data: DataConfig) -> Item:
     return test_item(sample, data.test.scale, data.image)
 
 
-def _collate(results: list[Item | Exception], multiple: int) -> Batch | Exception:
+def _collate(results: list[Item | Exception]) -> Batch | Exception:
     for result in results:
         if isinstance(result, Exception):
             return result
     items = [result for result in results if isinstance(result, Item)]
     return Batch(
-        images=pad_and_batch([item.image for item in items], multiple),
+        images=pad_and_batch([item.image for item in items]),
         image_sizes=[(item.image.shape[1], item.image.shape[2]) for item in items],
         scale_factors=[item.scale_factor for item in items],
         targets=[{"boxes": item.boxes, "labels": item.labels} for item in items],

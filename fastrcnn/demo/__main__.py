@@ -4,6 +4,8 @@ drawn scenes -> training (log, checkpoints, curve) -> evaluation on scenes it ha
 """
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -60,9 +62,14 @@ def run_demo(out: Path, overrides: list[str] | None = None, num_train: int = NUM
         f"{figures.fps:.0f} fps\n"
         f"Results: {page}\n"
         "Detect in your own picture (beach balls, fish, leaves, mugs and toadstools):\n"
-        f"  fastrcnn detect {CONFIG} YOUR_IMAGE.jpg --checkpoint {out / 'best.pth'} --out detections"
+        f"  {_command()} detect {CONFIG} YOUR_IMAGE.jpg --checkpoint {out / 'best.pth'} --out detections"
     )
     return metrics
+
+
+def _command() -> str:
+    """How to call the command line from this shell: the environment of `make demo` is not active in it."""
+    return "fastrcnn" if shutil.which("fastrcnn") else f"{os.path.relpath(sys.executable)} -m fastrcnn"
 
 
 def _config(out: Path, overrides: list[str]) -> Config:

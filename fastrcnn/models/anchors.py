@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn import ops
-
-# An image's own padded size is its true size rounded up to a multiple of this, however large the batch around it is.
-PAD_MULTIPLE = 32
+from fastrcnn.config import PAD_MULTIPLE
 
 
 class AnchorGenerator(nn.Module):

@@ -22,13 +22,7 @@ def build_model(config: ModelConfig) -> FasterRCNN:
         ValueError: settings that do not fit together, by their names in the config.
     """
     rpn, pool, head = config.rpn, config.pool, config.box_head
-    if len(rpn.strides) != config.fpn.num_levels:
-        raise ValueError(f"rpn.strides must have one entry per level, {config.fpn.num_levels}, got {rpn.strides}")
-    if pool.strides != rpn.strides[: len(pool.strides)]:
-        raise ValueError(f"pool.strides must be the first of rpn.strides, {rpn.strides}, got {pool.strides}")
-    if len(head.delta_stds) != 4:
-        raise ValueError(f"box_head.delta_stds must have 4 entries (dx, dy, dw, dh), got {head.delta_stds}")
-
+    _check(config)
     backbone = ResNet(config.backbone.depth, config.backbone.style, config.backbone.norm, config.backbone.frozen_stages)
     fpn = FPN(backbone.out_channels, config.fpn.channels, config.fpn.num_levels)
     anchors = AnchorGenerator(rpn.anchor_scales, rpn.anchor_ratios, rpn.strides, rpn.allowed_border)
@@ -57,3 +51,49 @@ def build_model(config: ModelConfig) -> FasterRCNN:
     )
     # As the features are: the convolutions then need not reorder their weights (CPU, 800 x 1344: 7 % of the backbone).
     return model.to(memory_format=torch.channels_last)
+
+
+def _check(config: ModelConfig) -> None:
+    """Raises ValueError, naming the setting, for a value out of range or settings that do not fit together."""
+    rpn, pool, head = config.rpn, config.pool, config.box_head
+    if len(rpn.strides) != config.fpn.num_levels:
+        raise ValueError(f"rpn.strides must have one entry per level, {config.fpn.num_levels}, got {rpn.strides}")
+    if pool.strides != rpn.strides[: len(pool.strides)]:
+        raise ValueError(f"pool.strides must be the first of rpn.strides, {rpn.strides}, got {pool.strides}")
+    if len(head.delta_stds) != 4:
+        raise ValueError(f"box_head.delta_stds must have 4 entries (dx, dy, dw, dh), got {head.delta_stds}")
+    at_least_1 = {
+        "fpn.channels": config.fpn.channels,
+        "rpn.channels": rpn.channels,
+        "rpn.anchor_scales' length": len(rpn.anchor_scales),
+        "rpn.anchor_ratios' length": len(rpn.anchor_ratios),
+        "rpn.sampler.num": rpn.sampler.num,
+        "rpn.train_proposals.pre_nms": rpn.train_proposals.pre_nms,
+        "rpn.train_proposals.post_nms": rpn.train_proposals.post_nms,
+        "rpn.test_proposals.pre_nms": rpn.test_proposals.pre_nms,
+        "rpn.test_proposals.post_nms": rpn.test_proposals.post_nms,
+        "pool.output_size": pool.output_size,
+        "pool.strides' length": len(pool.strides),
+        "box_head.channels": head.channels,
+        "box_head.sampler.num": head.sampler.num,
+        "box_head.max_detections": head.max_detections,
+    }
+    for name, value in at_least_1.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    between_0_and_1 = {
+        "rpn.sampler.positive_fraction": rpn.sampler.positive_fraction,
+        "rpn.train_proposals.iou_threshold": rpn.train_proposals.iou_threshold,
+        "rpn.test_proposals.iou_threshold": rpn.test_proposals.iou_threshold,
+        "box_head.sampler.positive_fraction": head.sampler.positive_fraction,
+        "box_head.score_threshold": head.score_threshold,
+        "box_head.iou_threshold": head.iou_threshold,
+    }
+    for name, fraction in between_0_and_1.items():
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {fraction}")
+    for part, assigner in (("rpn", rpn.assigner), ("box_head", head.assigner)):
+        if not 0 <= assigner.neg_iou <= assigner.pos_iou <= 1:
+            raise ValueError(
+                f"{part}.assigner must have 0 <= neg_iou <= pos_iou <= 1, got {assigner.neg_iou} and {assigner.pos_iou}"
+            )

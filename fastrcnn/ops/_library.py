@@ -9,15 +9,21 @@ from pathlib import Path
 
 import torch
 
+from fastrcnn.ops._source import source_hash
+
 PACKAGE = Path(__file__).parent.parent
+CHECKOUT = (PACKAGE.parent / "setup.py").is_file()
 REPAIR = "pip install --no-build-isolation --force-reinstall --no-deps ."
 EDITABLE_REPAIR = "pip install -e . --no-build-isolation"
 
 
 def _repair() -> str:
-    checkout = (PACKAGE.parent / "setup.py").is_file()
-    where = PACKAGE.parent if checkout else "the folder of its source"
-    return f"Rebuild it: in {where}, run\n    {EDITABLE_REPAIR if checkout else REPAIR}"
+    if not CHECKOUT:
+        return f"Rebuild it: in the folder of its source, run\n    {REPAIR}"
+    return (
+        f"Rebuild it: in {PACKAGE.parent}, run\n    {EDITABLE_REPAIR}\n"
+        "(or start Python in another folder, if fastrcnn was installed with pip install .)"
+    )
 
 
 def load() -> dict:
@@ -35,6 +41,8 @@ def load() -> dict:
         raise ImportError(
             f"The native extension is of version {info['version']}, the package of version {installed}.\n{_repair()}"
         )
+    if CHECKOUT and info["source"] != source_hash(PACKAGE.parent / "csrc"):
+        raise ImportError(f"The native extension was built from other sources than those in csrc/.\n{_repair()}")
     _load_library("libfastrcnn.so", info)
     if info["cuda"] is not None and torch.version.cuda is not None:
         _check_cuda_versions(info["cuda"], torch.version.cuda)
@@ -58,6 +66,15 @@ def _check_cuda_versions(built: str, running: str) -> None:
             f"The CUDA library was built for CUDA {built}, this torch ({torch.__version__}) uses CUDA {running}; "
             f"the major versions must agree.\n{_repair()}"
         )
+
+
+def forbid_double_backward(name: str) -> None:
+    """Differentiating the gradient that operator `name` computes is an error; without this it would silently be 0."""
+
+    def fail(*_: object) -> None:
+        raise NotImplementedError(f"{name.replace('::_', '.')} cannot be differentiated: no double backward pass")
+
+    torch.library.register_autograd(name, fail)
 
 
 BUILD_INFO = load()

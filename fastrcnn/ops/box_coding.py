@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
+from fastrcnn.ops._library import forbid_double_backward
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
@@ -81,3 +81,8 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("fastrcnn::decode_boxes", _backward, setup_context=_setup_context)
+forbid_double_backward("fastrcnn::_decode_boxes_backward")
+
+for _device in ("cpu", "cuda"):  # box coordinates need more digits than 16-bit types have
+    for _name in ("encode_boxes", "decode_boxes"):
+        torch.library.register_autocast(f"fastrcnn::{_name}", _device, torch.float32)

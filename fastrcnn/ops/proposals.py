@@ -15,7 +15,7 @@ def generate_proposals(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
-    image_sizes: Tensor,
+    image_sizes: Tensor | Sequence[tuple[float, float]],
     pre_nms: int,
     post_nms: int,
     iou_threshold: float,
@@ -30,22 +30,25 @@ def generate_proposals(
         objectness: L tensors [N, A, h, w], logits.
         deltas: L tensors [N, 4 * A, h, w], channel a * 4 + (dx, dy, dw, dh).
         anchors: L tensors [h * w * A, 4] in the order of ops.grid_anchors.
-        image_sizes: [N, 2]: height and width of each image before padding, pixels of the network input, a tensor on
-            the same device.
+        image_sizes: [N, 2]: height and width of each image before padding, pixels of the network input; a tensor on
+            the same device, or a list (which on CUDA is copied there).
         pre_nms: per level; post_nms: per image. min_size: pixels.
     Returns:
         boxes [N, P, 4] in pixels of the network input, scores [N, P] in (0, 1), both float32 and by descending score,
         count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros.
     Raises:
-        ValueError: lists of different lengths. RuntimeError: wrong shape, type or device.
+        ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device.
 
     Not differentiable. Has no host synchronisation.
     """
-    if not len(objectness) == len(deltas) == len(anchors):
+    if not len(objectness) == len(deltas) == len(anchors) > 0:
         raise ValueError(
             f"objectness, deltas and anchors: expected one of each per level, got {len(objectness)}, {len(deltas)} and "
             f"{len(anchors)}"
         )
+    image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=objectness[0].device)
+    for level in range(len(objectness)):
+        _check_level(objectness[level], deltas[level], anchors[level], image_sizes)
     all_logits, all_boxes, all_levels = [], [], []
     for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors, strict=True)):
         num_images, num_anchors, height, width = level_logits.shape
@@ -54,7 +57,7 @@ def generate_proposals(
         offsets = level_deltas.detach().permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
         top_logits, top = logits.topk(min(pre_nms, logits.shape[1]), dim=1)
         top_deltas = offsets.gather(1, top[:, :, None].expand(-1, -1, 4)).float()
-        sizes = image_sizes.float()[:, None].expand(-1, top.shape[1], -1)
+        sizes = image_sizes[:, None].expand(-1, top.shape[1], -1)
         boxes = decode_boxes(
             level_anchors[top].reshape(-1, 4), top_deltas.reshape(-1, 4), MEANS, STDS, sizes.reshape(-1, 2)
         )
@@ -65,5 +68,21 @@ def generate_proposals(
     sides = boxes[..., 2:] - boxes[..., :2]
     indices, count = nms_padded(boxes, logits, iou_threshold, post_nms, levels, (sides > min_size).all(-1))
     present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    kept_boxes = boxes.gather(1, indices[:, :, None].expand(-1, -1, 4)) * present[:, :, None]
-    return kept_boxes, logits.gather(1, indices).sigmoid() * present, count
+    kept_boxes = boxes.gather(1, indices[:, :, None].expand(-1, -1, 4))
+    scores = logits.gather(1, indices).sigmoid()
+    return torch.where(present[:, :, None], kept_boxes, 0), torch.where(present, scores, 0), count
+
+
+def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
+    if objectness.dim() != 4:
+        raise ValueError(f"objectness: expected shape [N, A, h, w] per level, got {list(objectness.shape)}")
+    num_images, num_anchors, height, width = objectness.shape
+    expected = (num_images, 4 * num_anchors, height, width)
+    if deltas.shape != expected:
+        raise ValueError(f"deltas: expected shape [N, 4 * A, h, w] = {list(expected)}, got {list(deltas.shape)}")
+    if anchors.shape != (height * width * num_anchors, 4):
+        raise ValueError(
+            f"anchors: expected shape [h * w * A, 4] = [{height * width * num_anchors}, 4], got {list(anchors.shape)}"
+        )
+    if image_sizes.shape != (num_images, 2):
+        raise ValueError(f"image_sizes: expected shape [N, 2] = [{num_images}, 2], got {list(image_sizes.shape)}")

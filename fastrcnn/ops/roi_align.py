@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
+from fastrcnn.ops._library import forbid_double_backward
 
 
 def roi_align(
@@ -137,3 +137,4 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("fastrcnn::multilevel_roi_align", _backward, setup_context=_setup_context)
+forbid_double_backward("fastrcnn::_multilevel_roi_align_backward")

@@ -13,8 +13,8 @@ def select_detections(
     logits: Tensor,
     deltas: Tensor,
     rois: Tensor,
-    image_sizes: Tensor,
-    scale_factors: Tensor,
+    image_sizes: Tensor | Sequence[tuple[float, float]],
+    scale_factors: Tensor | Sequence[tuple[float, float]],
     score_threshold: float,
     iou_threshold: float,
     max_output: int,
@@ -35,16 +35,19 @@ def select_detections(
         boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score,
         count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros.
     Raises:
-        RuntimeError: wrong shape, type or device.
+        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N.
 
     Not differentiable. Has no host synchronisation.
     """
+    image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=logits.device)
+    scale_factors = torch.as_tensor(scale_factors, dtype=torch.float32, device=logits.device)
+    _check(logits, deltas, rois, image_sizes, scale_factors)
     num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
     image = rois[:, 0].long()
-    row = image.clamp(min=0)
+    row = image.clamp(min=0)  # a padding RoI borrows the size of image 0
     scores = logits.detach().float().softmax(-1)[:, :-1].reshape(-1)
-    boxes = decode_boxes(rois[:, 1:], deltas.detach().float(), means, stds, image_sizes.float()[row])
-    boxes = boxes.reshape(num_rois, num_classes, 4) / scale_factors.float()[row].repeat(1, 2)[:, None]
+    boxes = decode_boxes(rois[:, 1:], deltas.detach().float(), means, stds, image_sizes[row])
+    boxes = boxes.reshape(num_rois, num_classes, 4) / scale_factors[row].repeat(1, 2)[:, None]
     boxes = boxes.reshape(-1, 4)
     labels = torch.arange(num_classes, device=logits.device).repeat(num_rois)
     confident = scores > score_threshold
@@ -55,4 +58,21 @@ def select_detections(
     ]
     indices, count = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
     present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    return boxes[indices] * present[:, :, None], scores[indices] * present, labels[indices] * present, count
+    kept_boxes = torch.where(present[:, :, None], boxes[indices], 0)
+    return kept_boxes, torch.where(present, scores[indices], 0), torch.where(present, labels[indices], 0), count
+
+
+def _check(logits: Tensor, deltas: Tensor, rois: Tensor, image_sizes: Tensor, scale_factors: Tensor) -> None:
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits: expected shape [R, C + 1] with C of 1 or more, got {list(logits.shape)}")
+    num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
+    if deltas.shape != (num_rois, 4 * num_classes):
+        raise ValueError(f"deltas: expected [R, 4 * C] = [{num_rois}, {4 * num_classes}], got {list(deltas.shape)}")
+    if rois.shape != (num_rois, 5):
+        raise ValueError(f"rois: expected shape [R, 5] = [{num_rois}, 5], got {list(rois.shape)}")
+    if image_sizes.dim() != 2 or image_sizes.shape[0] < 1 or image_sizes.shape[1] != 2:
+        raise ValueError(f"image_sizes: expected shape [N, 2] with N of 1 or more, got {list(image_sizes.shape)}")
+    if scale_factors.shape != image_sizes.shape:
+        raise ValueError(
+            f"scale_factors: expected shape [N, 2] = {list(image_sizes.shape)}, got {list(scale_factors.shape)}"
+        )
