@@ -44,7 +44,7 @@ def find_cuda_home() -> str | None:
     """The toolkit's folder: CUDA_HOME, or where nvcc in PATH really lies, which may be a wrapper script."""
     given = os.environ.get("CUDA_HOME")
     if given:
-        if not (Path(given) / "bin" / "nvcc").is_file():
+        if not (Path(given) / "bin" / "nvcc").is_file() and not flag("FASTRCNN_CPU_ONLY"):
             raise SystemExit(f"CUDA_HOME={given} holds no bin/nvcc: set it to a CUDA toolkit, or FASTRCNN_CPU_ONLY=1.")
         return given
     candidates = []

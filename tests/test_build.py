@@ -104,6 +104,8 @@ def test_setup_names_the_folder_without_a_toolkit(tmp_path: Path):
     result = run_python("setup.py", "--version", cwd=ROOT, CUDA_HOME=str(tmp_path))
     assert result.returncode != 0
     assert f"CUDA_HOME={tmp_path} holds no bin/nvcc" in result.stderr
+    result = run_python("setup.py", "--version", cwd=ROOT, CUDA_HOME=str(tmp_path), FASTRCNN_CPU_ONLY="1")
+    assert result.returncode == 0, result.stderr
 
 
 def test_library_that_does_not_load_says_which_command_repairs(package_without_extension: Path, monkeypatch):

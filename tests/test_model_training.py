@@ -1,0 +1,152 @@
+"""FasterRCNN in training: losses with and without objects, by hand, sampling, which anchors count."""
+
+import pytest
+import torch
+from tiny_model import NO_OBJECTS, SIZES, images, small, targets
+from torch import nn
+from torch.testing import assert_close
+
+from fastrcnn.config import SamplerConfig
+from fastrcnn.models import Proposals
+from fastrcnn.models.anchors import AnchorGenerator
+from fastrcnn.models.box_head import BoxHead, SampledRois
+from fastrcnn.models.rpn import RPNHead
+from fastrcnn.models.sampler import sample
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [targets(), [targets()[0], NO_OBJECTS], [NO_OBJECTS, NO_OBJECTS]],
+    ids=["objects", "one image without", "none at all"],
+)
+def test_losses_are_finite_and_reach_every_trainable_parameter(objects: list) -> None:
+    model = small()
+    losses = model.losses(images(*SIZES), SIZES, objects)
+    assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert losses["loss_rpn_cls"] > 0 and losses["loss_cls"] > 0
+    if not any(len(target["boxes"]) for target in objects):
+        assert losses["loss_rpn_bbox"] == 0 and losses["loss_bbox"] == 0
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_without_a_single_roi_the_box_losses_are_zero() -> None:
+    model = small("rpn.train_proposals.min_size=1000000")
+    losses = model.losses(images(*SIZES), SIZES, [NO_OBJECTS, NO_OBJECTS])
+    assert losses["loss_cls"] == 0 and losses["loss_bbox"] == 0
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_each_loss_alone_has_a_gradient() -> None:
+    model = small()
+    for name, loss in model.losses(images(*SIZES), SIZES, [NO_OBJECTS, NO_OBJECTS]).items():
+        assert loss.requires_grad, name
+
+
+def test_training_lowers_the_loss() -> None:
+    model = small("backbone.norm=train", "backbone.frozen_stages=-1", confident=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+    history = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = sum(model.losses(images(*SIZES), SIZES, targets()).values())
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert sum(history[-3:]) / 3 < 0.65 * history[0], history
+
+
+def test_losses_repeat_with_the_seed() -> None:
+    model = small()
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(torch.stack(list(model.losses(images(*SIZES), SIZES, targets()).values())))
+    assert torch.equal(*results)
+
+
+def test_padding_of_the_batch_does_not_change_the_rpn_losses() -> None:
+    """An image's anchors beyond its own padded size are no negatives: alone or beside a larger one, it is the same."""
+    head, anchors = RPNHead(4, 4, 3, sampler=SamplerConfig(10**6, 0.5)), AnchorGenerator([8], [0.5, 1, 2], [16])
+    narrow, wide = [(4, 8)], [(6, 10)]  # cells of an image of 64 x 120 alone, and in a larger batch
+    logits, deltas = torch.randn(1, 3, 6, 10), torch.randn(1, 12, 6, 10)
+    results = []
+    for sizes in (narrow, wide):
+        (height, width), boxes = sizes[0], anchors(sizes)
+        valid = [anchors.valid(boxes, sizes, (64, 120))]
+        assert valid[0].sum() == 4 * 8 * 3
+        maps = [logits[..., :height, :width]], [deltas[..., :height, :width]]
+        results.append(head.losses(*maps, boxes, valid, [targets()[1]]))
+    assert_close(results[0], results[1])
+
+
+def test_rpn_losses_by_hand() -> None:
+    """One level of 1 x 2 cells and one anchor: the first is the object's, the second a negative."""
+    head = RPNHead(4, 4, 1, sampler=SamplerConfig(2, 0.5))
+    anchors = [torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])]
+    logits = torch.tensor([[[[0.5, -1.5]]]])
+    deltas = torch.tensor([0.1, 0.2, 0.3, 0.4, 9, 9, 9, 9]).view(1, 2, 4).permute(0, 2, 1).view(1, 4, 1, 2)
+    target = {"boxes": torch.tensor([[1.0, 0, 11, 10]]), "labels": torch.tensor([0])}
+    losses = head.losses([logits], [deltas], anchors, [torch.tensor([True, True])], [target])
+    softplus = nn.functional.softplus
+    wanted = (softplus(torch.tensor(-0.5)) + softplus(torch.tensor(-1.5))) / 2
+    assert_close(losses["loss_rpn_cls"], wanted)
+    assert_close(losses["loss_rpn_bbox"], torch.tensor((0.0 + 0.2 + 0.3 + 0.4) / 2))  # dx is right: 1 / 10
+
+
+def test_box_head_losses_by_hand() -> None:
+    head = BoxHead(1, 1, 4, num_classes=2)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 9, 9]])
+    gt_boxes = boxes.clone()
+    gt_boxes[0, 0::2] += 1  # dx = 0.1, divided by its standard deviation: 1
+    sampled = SampledRois(torch.nn.functional.pad(boxes, (1, 0)), torch.tensor([1, 2, 2]), gt_boxes)
+    deltas = torch.full((3, 8), 9.0)
+    deltas[0, 4:] = torch.tensor([0.25, 0, 0, 0.5])
+    losses = head.losses(torch.zeros(3, 3), deltas, sampled)
+    assert_close(losses["loss_cls"], torch.tensor(3.0).log())
+    assert_close(losses["loss_bbox"], torch.tensor((0.75 + 0.5) / 3))  # by all three RoIs
+
+
+def test_objects_come_before_proposals_and_positives_before_negatives() -> None:
+    head = BoxHead(1, 1, 4, num_classes=3, sampler=SamplerConfig(6, 0.5))
+    gt_boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    found = torch.tensor([[60.0, 60, 70, 70], [20, 20, 40, 38], [80, 80, 90, 90], [1, 1, 2, 2]])
+    proposals = Proposals(found[None], torch.zeros(1, 4), torch.tensor([3]))  # the last one is padding
+    sampled = head.sample(proposals, [{"boxes": gt_boxes, "labels": torch.tensor([2, 1])}])
+    assert torch.equal(sampled.rois[:, 1:], torch.cat([gt_boxes, found[[1, 0, 2]]]))
+    assert sampled.rois[:, 0].tolist() == [0] * 5
+    assert sampled.labels.tolist() == [2, 1, 1, 3, 3]
+    assert torch.equal(sampled.gt_boxes[:3], gt_boxes[[0, 1, 1]])
+
+
+def test_sampler_fills_with_negatives() -> None:
+    gt_index = torch.tensor([0, 2, -1, 0, 1, 0, 3, 0, -1, 0])
+    positive, negative = sample(gt_index, 100, 0.5)
+    assert positive.tolist() == [1, 4, 6] and negative.tolist() == [0, 3, 5, 7, 9]
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(50):
+        positive, negative = sample(gt_index, 5, 0.5)
+        assert len(positive) == 2 and len(negative) == 3
+        assert positive.tolist() == sorted(set(positive.tolist()))
+        assert negative.tolist() == sorted(set(negative.tolist()))
+        assert (gt_index[positive] > 0).all() and (gt_index[negative] == 0).all()
+        seen |= {*positive.tolist(), *negative.tolist()}
+    assert seen == {0, 1, 3, 4, 5, 6, 7, 9}
+    assert [len(indices) for indices in sample(torch.full((8,), -1), 5, 0.5)] == [0, 0]
+    assert [len(indices) for indices in sample(torch.tensor([1, 1, 0]), 4, 0.25)] == [1, 1]
+
+
+def test_allowed_border_asks_for_anchors_inside_the_true_image() -> None:
+    sizes, image_size = [(8, 8)], (100, 90)
+    anchors = AnchorGenerator([2], [1.0], [16], allowed_border=0)
+    boxes = anchors(sizes)
+    x1, y1, x2, y2 = boxes[0].unbind(1)
+    inside = (x1 >= 0) & (y1 >= 0) & (x2 < 90) & (y2 < 100)
+    assert torch.equal(anchors.valid(boxes, sizes, image_size), inside) and 0 < inside.sum() < 64
+    # without that rule: the cells of the image padded to 128 x 96, six columns of eight
+    cells = AnchorGenerator([2], [1.0], [16]).valid(boxes, sizes, image_size).view(8, 8)
+    assert cells[:, :6].all() and not cells[:, 6:].any()

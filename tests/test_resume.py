@@ -1,0 +1,249 @@
+"""A run that was interrupted and resumed ends like an undisturbed one, bit for bit."""
+
+import csv
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import small_resnet, tiny_config, write_pictures
+
+from fastrcnn.training import train as loop
+from fastrcnn.training.checkpoint import (
+    KEYS,
+)
+from fastrcnn.training.interruption import StopRequest
+from fastrcnn.training.train import train
+
+TIMES = ("images_per_second", "data_wait", "memory_mb")  # columns and entries that differ between equal runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    with small_resnet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(tiny_config(pictures, folder))
+    return folder
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Runs `action` in the middle of step `step` (from 0) of the loop."""
+    original = loop.check_finite
+
+    def check(losses: dict[str, float], current: int, *rest: object) -> None:
+        original(losses, current, *rest)
+        if current == step:
+            action()
+
+    monkeypatch.setattr(loop, "check_finite", check)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equality to the last bit of nested dicts, lists and tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """The checkpoints, the rows of the log and the metrics of two runs are equal, times aside."""
+    for name in ("last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth"):
+        one, two = (torch.load(run / name, weights_only=True) for run in (folder, expected))
+        for state in (one, two):
+            state["config"]["output_dir"] = ""
+            for key in TIMES:
+                state["schedule"]["unlogged"].pop(key, None)
+        assert_same(one, two, name)
+    logs = []
+    for run in (folder, expected):
+        with open(run / "log.csv", newline="") as file:
+            logs.append([{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+    histories = [json.loads((run / "metrics.json").read_text()) for run in (folder, expected)]
+    for entry in histories[0] + histories[1]:
+        del entry["images_per_second"]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])  # within an epoch and a row of the log, at the end of one, in the second
+def test_a_signal_ends_the_step_and_the_resumed_run_is_the_same(
+    step: int,
+    pictures: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(pictures, tmp_path)
+    number = signal.SIGTERM if step else signal.SIGINT
+    before = signal.getsignal(number)  # ignored, where the suite runs in the background
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as caught:
+            train(config)
+    assert caught.value.code == 128 + number
+    assert f"Stopped by {number.name} after step {step + 1}" in capsys.readouterr().out
+    saved = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert (saved["step"], saved["epoch"], saved["schedule"]["epoch_step"]) == (step + 1, step // 3, step % 3 + 1)
+    assert signal.getsignal(number) is before  # ours is gone
+
+    train(config, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_resuming_at_the_end_of_an_epoch(pictures: Path, undisturbed: Path, tmp_path: Path) -> None:
+    train(tiny_config(pictures, tmp_path, "schedule.epochs=1"))
+    train(tiny_config(pictures, tmp_path), resume=True)
+    # epoch_1.pth remembers the setting that it was written with
+    first = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
+    first["config"]["schedule"]["epochs"] = 2
+    torch.save(first, tmp_path / "epoch_1.pth")
+    best = torch.load(tmp_path / "best.pth", weights_only=True)
+    best["config"]["schedule"]["epochs"] = 2
+    torch.save(best, tmp_path / "best.pth")
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_rows_and_files_after_the_last_checkpoint_are_redone(
+    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in the second epoch, after rows that no checkpoint covers, one of them cut short."""
+
+    class Crash(Exception):
+        pass
+
+    def crash() -> None:
+        raise Crash
+
+    config = tiny_config(pictures, tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(Crash):
+            train(config)
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("6,2,0.0")
+    train(config, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_checkpoints_by_the_clock(
+    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    config = tiny_config(pictures, tmp_path, "train.checkpoint_minutes=0")
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, crash)
+        with pytest.raises(MemoryError):
+            train(config)
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 1
+    config.train.checkpoint_minutes = 30.0
+    train(config, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_evaluation_that_was_stopped_is_made_up_for(
+    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = tiny_config(pictures, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    train(config, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_resuming_a_finished_run_returns_its_metrics(pictures: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "last.pth").stat().st_mtime_ns
+    metrics = train(tiny_config(pictures, undisturbed), resume=True)
+    history = json.loads((undisturbed / "metrics.json").read_text())
+    assert {"epoch": 2, "step": 6, **metrics} == history[-1] and len(history) == 2
+    assert (undisturbed / "last.pth").stat().st_mtime_ns == before
+
+
+def test_resuming_says_which_settings_changed(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(pictures, tmp_path, "schedule.epochs=1"))
+    train(tiny_config(pictures, tmp_path, "schedule.epochs=1", "train.log_every=7"), resume=True)
+    printed = capsys.readouterr().out
+    changes = [line for line in printed.splitlines() if "changed since" in line]
+    assert changes == ["  changed since: train.log_every: 2 -> 7"]
+
+
+def test_resume_without_a_run_starts_one(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(pictures, tmp_path, "schedule.epochs=1"), resume=True)
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert (tmp_path / "last.pth").is_file()
+
+
+def test_a_run_is_not_overwritten(pictures: Path, undisturbed: Path) -> None:
+    with pytest.raises(FileExistsError) as caught:
+        train(tiny_config(pictures, undisturbed))
+    for part in (str(undisturbed), "last.pth", "--resume", "output_dir="):
+        assert part in str(caught.value)
+
+
+def test_resuming_with_another_model_or_other_classes(pictures: Path, undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match=r"last\.pth does not fit the config \(.*model\.fpn\.channels: 32 -> 16"):
+        train(tiny_config(pictures, undisturbed, "model.fpn.channels=16"), resume=True)
+    with pytest.raises(ValueError, match=r"classes \['wide', 'tall'\], the data has \['tall', 'wide'\]"):
+        train(tiny_config(pictures, undisturbed, "data.classes=[tall,wide]"), resume=True)
+
+
+def test_checkpoint_keys(undisturbed: Path) -> None:
+    saved = torch.load(undisturbed / "last.pth", weights_only=True)
+    assert tuple(saved) == KEYS
+    assert set(saved["random_state"]) >= {"torch", "numpy", "python"}
+    assert (saved["step"], saved["epoch"], saved["classes"]) == (6, 2, ["wide", "tall"])
+    assert saved["config"]["model"]["backbone"]["depth"] == 18
+
+
+def test_second_interrupt_acts_at_once_and_other_threads_are_left_alone() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    handlers: list[object] = []
+
+    def elsewhere() -> None:
+        with StopRequest():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.SIG_DFL]
