@@ -145,7 +145,7 @@ def test_broken_files(tmp_path: Path) -> None:
     for new_format in (True, False):
         torch.save({"model": model.state_dict()}, path, _use_new_zipfile_serialization=new_format)
         content = path.read_bytes()
-        for length in (0, 10, len(content) // 2, len(content) - 100):
+        for length in (0, 10, 9999, len(content) // 2, len(content) - 100):
             path.write_bytes(content[:length])
             with pytest.raises(
                 ValueError, match=rf"file\.pth \({length} bytes\) is not a readable checkpoint: truncated"

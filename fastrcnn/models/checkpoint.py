@@ -102,16 +102,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict that a checkpoint file holds, tensors on the CPU. Nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is truncated, or no checkpoint, or holds other Python objects.
+        FileNotFoundError: no such file. PermissionError: it may not be read. ValueError: it is truncated, or no
+            checkpoint, or holds other Python objects.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint file {path}")
+    path.open("rb").close()  # a file that may not be read is an OSError that says so
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the unpickler raises many unrelated types on broken bytes
+    except Exception as error:  # many unrelated types on broken bytes, OSError among them
         reason = str(error)
         if "Unsupported global" in reason or "Unsupported class" in reason:
             raise ValueError(
