@@ -30,6 +30,13 @@ def test_rows_beyond_the_count_are_zero_whatever_the_candidates_hold():
     assert (boxes == 0).all() and (scores == 0).all()
 
 
+def test_boxes_that_clipping_leaves_without_area_are_no_proposals():
+    objectness, deltas, anchors = level()
+    deltas[0][0, 0] = 10  # the first image's boxes move beyond its right border
+    _, _, count = ops.generate_proposals(objectness, deltas, anchors, [(16, 24), (16, 24)], 100, 4, 0.9)
+    assert count.tolist() == [0, 4]
+
+
 def test_detections_beyond_the_count_are_zero():
     rois = torch.tensor([[0.0, 0, 0, 10, 10], [-1, 0, 0, 10, 10]])
     logits, deltas = torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.full((2, 4), float("nan"))
