@@ -150,3 +150,11 @@ def test_allowed_border_asks_for_anchors_inside_the_true_image() -> None:
     # without that rule: the cells of the image padded to 128 x 96, six columns of eight
     cells = AnchorGenerator([2], [1.0], [16]).valid(boxes, sizes, image_size).view(8, 8)
     assert cells[:, :6].all() and not cells[:, 6:].any()
+
+
+def test_an_image_without_objects_counts_one_positive_in_the_rpn_average() -> None:
+    head = RPNHead(4, 4, 1, sampler=SamplerConfig(num=10))
+    anchors = [torch.tensor([[0.0, 0, 8, 8]]).repeat(30, 1)]
+    objectness, deltas = [torch.zeros(1, 1, 5, 6)], [torch.zeros(1, 4, 5, 6)]
+    losses = head.losses(objectness, deltas, anchors, [torch.ones(30, dtype=torch.bool)], [NO_OBJECTS])
+    assert_close(losses["loss_rpn_cls"], torch.tensor(2.0).log() * 10 / 11)
