@@ -3,15 +3,17 @@
 //
 // 1. Rank order: by image, then invalid ones last, then descending score, then index (stable radix sorts).
 // 2. Group order: by class, keeping rank order within it. A segment is a run of one image and one class, and only
-//    candidates of a segment meet. Classes are sorted by their low 15 bits: two classes may share a segment, which
-//    costs time but changes nothing, since the comparison asks for the class. Without classes, it is rank order.
+//    candidates of a segment meet. Classes are sorted by their low class_bits bits: where there are more classes, two
+//    may share a segment, which costs time but changes nothing, since the comparison asks for the class. Without
+//    classes, it is rank order.
 // 3. Mask kernel: which later candidates of the segment each one would suppress, as bits; all multiprocessors.
-// 4. Scan kernel: goes through each segment in order and decides who is kept, 64 candidates at a time; segments are
-//    independent blocks.
+// 4. Scan kernel: goes through each segment in order and decides who is kept, 64 candidates at a time; segments that
+//    begin in different tiles are independent blocks.
 // 5. Collect kernel: the first K kept in rank order.
 //
-// The mask has up to n * M bits. If this is more than kMaskBytes, steps 3 and 4 take turns over chunks of the rows.
-// Everything is integer or a comparison with the same arithmetic as on the CPU: the result is the CPU's, on every run.
+// The mask has up to n * max_segment bits. If this is more than kMaskBytes, steps 3 and 4 take turns over chunks of the
+// rows. Everything is integer or a comparison with the same arithmetic as on the CPU: the result is the CPU's, on every
+// run.
 #pragma once
 
 #include "../common/block.cuh"
@@ -22,6 +24,7 @@ namespace fastrcnn {
 using Word = unsigned long long;
 constexpr int kWordBits = 64;  // also the side of a tile of candidates
 constexpr int kNmsThreads = 256;
+constexpr int kCollectThreads = 1024;
 constexpr size_t kMaskBytes = size_t(128) << 20;
 
 __device__ __forceinline__ Word bit(int i) { return Word(1) << i; }
@@ -82,87 +85,109 @@ __global__ void __launch_bounds__(kWordBits)
 
 // --- 4: scan ---------------------------------------------------------------------------------------------------------
 
-// Work: a block owns the segments that begin in one tile, one after the other. All its threads follow the sequential
-// decision within 64 candidates, which takes only bit operations on shared memory, and then share the work of removing
-// what the kept ones suppress in later tiles. Tiles where two segments meet have words that belong to two blocks: their
-// bits are set atomically, and each block looks at its own only.
-// A segment that a chunk cuts is carried on by block 0 of the next one; carry_in, carry_out: how many it has kept.
+// Work: a block owns the segments that begin in one tile. Those that also end there are resolved together, for they do
+// not suppress each other; at most one, the long one, goes on, and the block follows it from tile to tile:
+//   - warp 0 takes the sequential decision within the tile: 64 steps on bits, the words of the tile in shared memory;
+//   - meanwhile every thread has loaded the words that say what 8 of the rows would suppress in one of the 32 tiles
+//     ahead (a warp: 8 rows of 32 tiles), and then removes what the kept ones among them suppress.
+// Words of `removed` that lie ahead belong to this block alone: it owns the segment that reaches them.
+// It stops when the long segment has kept max_output: what comes later in it could not be among the first K.
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_scan_kernel(Groups<T> groups, MaskChunk chunk, int64_t max_output, Word* removed, bool* keep,
-                    const int64_t* carry_in, int64_t* carry_out) {
+    nms_scan_kernel(Groups<T> groups, MaskChunk chunk, int64_t max_output, Word* removed, bool* keep) {
+  constexpr int rows_per_warp = kWordBits / (kNmsThreads / kWarpSize);
   __shared__ Word own_words[kWordBits];
-  __shared__ Word removed_before;
+  __shared__ Word kept_words;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int first_row = warp * rows_per_warp;
   const int64_t first_tile = chunk.first_tile + blockIdx.x, first = first_tile * kWordBits;
+  const int64_t last = minimum(first + kWordBits, groups.n) - 1;
+
+  // Whatever the first tile of a chunk holds is this block's: a segment that the chunk before it cut is carried on.
   const int64_t mine = first + threadIdx.x;
-  const bool in_tile = threadIdx.x < kWordBits && mine < groups.n && groups.images[mine] >= 0;
-  const bool begins = in_tile && (mine == 0 || !groups.same_segment(mine - 1, mine));
-  const bool carried = blockIdx.x == 0 && threadIdx.x == 0 && in_tile && !begins;
-  const Word true_starts = block_bits64(begins);
-  for (Word starts = block_bits64(begins || carried); starts != 0; starts &= starts - 1) {
-    const int s = __ffsll(static_cast<long long>(starts)) - 1;
-    const int64_t start = first + s;
-    int64_t num_kept = true_starts & bit(s) ? 0 : *carry_in;
+  const bool exists = threadIdx.x < kWordBits && mine <= last && groups.images[mine] >= 0;
+  const bool begins = (threadIdx.x == 0 && blockIdx.x == 0) || (exists && !groups.same_segment(mine - 1, mine));
+  const Word starts = block_bits64(exists && begins);
+  if (starts == 0) return;
+  const int first_start = __ffsll(static_cast<long long>(starts)) - 1;
 
-    int64_t last_tile = first_tile;  // where the segment ends
-    for (int more = kNmsThreads; more == kNmsThreads; last_tile += more) {
-      const int64_t ahead = (last_tile + 1 + threadIdx.x) * kWordBits;
-      more = __syncthreads_count(ahead < groups.n && groups.same_segment(start, ahead));
-    }
+  int64_t last_tile = first_tile;  // where the long segment ends
+  for (int more = groups.images[last] >= 0 ? kNmsThreads : 0; more == kNmsThreads; last_tile += more) {
+    const int64_t ahead = (last_tile + 1 + threadIdx.x) * kWordBits;
+    more = __syncthreads_count(ahead < groups.n && groups.same_segment(last, ahead));
+  }
+  int64_t num_kept = 0;  // of the long segment
 
-    for (int64_t tile = first_tile; tile <= last_tile && tile < chunk.last_tile && num_kept < max_output; ++tile) {
-      const int64_t position = tile * kWordBits + threadIdx.x;
-      const bool member =
-          threadIdx.x < kWordBits && position >= start && position < groups.n && groups.same_segment(start, position);
-      if (member) own_words[threadIdx.x] = chunk.word(position, 0);
-      if (threadIdx.x == 0) removed_before = atomicOr(&removed[tile], Word(0));
-      Word alive = block_bits64(member);  // has barriers
-      alive &= ~removed_before;
-      Word kept = 0;
-      while (alive != 0 && num_kept < max_output) {
-        const int i = __ffsll(static_cast<long long>(alive)) - 1;
-        kept |= bit(i);
-        alive &= ~(bit(i) | own_words[i]);
-        ++num_kept;
-      }
-      if (threadIdx.x < kWordBits && (kept & bit(threadIdx.x))) {
-        keep[groups.ranks != nullptr ? groups.ranks[position] : position] = true;
-      }
-      for (int64_t w = 1 + threadIdx.x; tile + w <= last_tile; w += kNmsThreads) {
-        Word gone = 0;
-        for (Word rest = kept; rest != 0; rest &= rest - 1) {
-          gone |= chunk.word(tile * kWordBits + __ffsll(static_cast<long long>(rest)) - 1, w);
-        }
-        if (gone != 0) atomicOr(&removed[tile + w], gone);
-      }
-      __syncthreads();
+  for (int64_t tile = first_tile; tile <= last_tile && tile < chunk.last_tile; ++tile) {
+    const int64_t position = tile * kWordBits + threadIdx.x;
+    const bool in_tile = threadIdx.x < kWordBits && position < groups.n && groups.images[position] >= 0;
+    const bool goes_on = in_tile && groups.same_segment(last, position);
+    const bool member = tile == first_tile ? in_tile && static_cast<int>(threadIdx.x) >= first_start : goes_on;
+    if (threadIdx.x < kWordBits) own_words[threadIdx.x] = member ? chunk.word(position, 0) : 0;
+    const Word members = block_bits64(member), long_members = block_bits64(goes_on);  // with barriers
+
+    Word ahead[rows_per_warp];
+    const bool has_ahead = tile + 1 + lane <= last_tile;
+#pragma unroll
+    for (int i = 0; i < rows_per_warp; ++i) {
+      const bool needed = has_ahead && (long_members & bit(first_row + i));
+      ahead[i] = needed ? chunk.word(tile * kWordBits + first_row + i, 1 + lane) : 0;
     }
-    if (last_tile >= chunk.last_tile && threadIdx.x == 0) *carry_out = num_kept;
+    if (warp == 0) {
+      Word gone = ~members | atomicOr(&removed[tile], Word(0));
+#pragma unroll 8
+      for (int i = 0; i < kWordBits; ++i) {
+        if (!(gone & bit(i))) gone |= own_words[i];
+      }
+      if (lane == 0) kept_words = ~gone;
+    }
+    __syncthreads();
+    const Word kept = kept_words, long_kept = kept & long_members;
+    if (threadIdx.x < kWordBits && (kept & bit(threadIdx.x))) {
+      keep[groups.ranks != nullptr ? groups.ranks[position] : position] = true;
+    }
+    num_kept += __popcll(long_kept);
+    if (num_kept >= max_output) break;
+    Word gone_ahead = 0;
+#pragma unroll
+    for (int i = 0; i < rows_per_warp; ++i) {
+      if (long_kept & bit(first_row + i)) gone_ahead |= ahead[i];
+    }
+    if (gone_ahead != 0) atomicOr(&removed[tile + 1 + lane], gone_ahead);
+    for (int64_t w = 1 + kWarpSize + lane; tile + w <= last_tile; w += kWarpSize) {
+      gone_ahead = 0;
+#pragma unroll
+      for (int i = 0; i < rows_per_warp; ++i) {
+        if (long_kept & bit(first_row + i)) gone_ahead |= chunk.word(tile * kWordBits + first_row + i, w);
+      }
+      if (gone_ahead != 0) atomicOr(&removed[tile + w], gone_ahead);
+    }
+    __syncthreads();  // all of it is removed before the next tile is resolved
   }
 }
 
 // --- 5: collect ------------------------------------------------------------------------------------------------------
 
-// Work: a block owns an image and goes through its candidates in rank order, 256 at a time.
+// Work: a block owns an image and goes through its candidates in rank order, 1024 at a time.
 template <typename T>
-__global__ void __launch_bounds__(kNmsThreads)
+__global__ void __launch_bounds__(kCollectThreads)
     nms_collect_kernel(NmsParams<T> p, const int32_t* __restrict__ order, const bool* __restrict__ keep,
                        int64_t* __restrict__ indices, int64_t* __restrict__ count) {
   const int64_t offset = blockIdx.x * p.num_candidates;
   int64_t* own_indices = indices + blockIdx.x * p.max_output;
   int64_t num_kept = 0;
-  for (int64_t first = 0; first < p.num_candidates && num_kept < p.max_output; first += kNmsThreads) {
+  for (int64_t first = 0; first < p.num_candidates && num_kept < p.max_output; first += kCollectThreads) {
     const int64_t rank = first + threadIdx.x;
     const bool exists = rank < p.num_candidates;
     const int64_t index = exists ? order[offset + rank] : 0;
     const bool kept = exists && keep[offset + rank];
-    const BlockRank slot = block_rank<kNmsThreads>(kept);
+    const BlockRank slot = block_rank<kCollectThreads>(kept);
     if (kept && num_kept + slot.rank < p.max_output) own_indices[num_kept + slot.rank] = index - offset;
     num_kept += slot.total;
     if (!__syncthreads_or(exists && is_valid(p, index))) break;  // all that follow are invalid, too
   }
   num_kept = minimum(num_kept, p.max_output);
-  for (int64_t k = num_kept + threadIdx.x; k < p.max_output; k += kNmsThreads) own_indices[k] = 0;
+  for (int64_t k = num_kept + threadIdx.x; k < p.max_output; k += kCollectThreads) own_indices[k] = 0;
   if (threadIdx.x == 0) count[blockIdx.x] = num_kept;
 }
 
@@ -174,9 +199,8 @@ struct NmsScratch {
   SortPairs order;          // values: index of each rank
   int32_t* class_order[2];  // with classes: rank of each position, and room for sorting
   Groups<T> groups;
-  Word* removed;   // one per tile
-  bool* keep;      // by rank
-  int64_t* carry;  // [2]
+  Word* removed;  // one per tile
+  bool* keep;     // by rank; lies behind `removed`
   int64_t mask_rows, mask_words;
   Word* mask;
   void* sort;
@@ -205,10 +229,10 @@ struct NmsScratch {
     take(groups.classes, class_count);
     if (class_count == 0) groups.classes = nullptr;
     groups.ranks = nullptr;
+    groups.class_bits = p.class_bits;
     take(removed, tiles);
     take(keep, n);
-    take(carry, 2);
-    mask_words = blocks_for(p.num_candidates, kWordBits) + 1;  // a segment can begin anywhere in a tile
+    mask_words = blocks_for(p.max_segment, kWordBits) + 1;  // a segment can begin anywhere in a tile
     const auto tile_bytes = static_cast<int64_t>(kWordBits * mask_words * sizeof(Word));
     const int64_t tiles_at_once = maximum<int64_t>(1, static_cast<int64_t>(kMaskBytes) / tile_bytes);
     mask_rows = minimum(tiles, tiles_at_once) * kWordBits;
@@ -235,19 +259,19 @@ void launch_nms(const NmsParams<T>& p, void* memory, int64_t* indices, int64_t* 
   }
   for_each("nms (groups)", n, WriteGroups<T>{p, s.order.values, s.groups}, stream);
 
-  zero_async("nms", s.removed, static_cast<size_t>(tiles) * sizeof(Word), stream);
-  zero_async("nms", s.keep, static_cast<size_t>(n), stream);
+  const auto zeros = reinterpret_cast<char*>(s.keep + n) - reinterpret_cast<char*>(s.removed);
+  zero_async("nms", s.removed, static_cast<size_t>(zeros), stream);
   const int64_t chunk_tiles = s.mask_rows / kWordBits;
   const int stripes = static_cast<int>(minimum<int64_t>(s.mask_words, 8));
-  for (int64_t first = 0, turn = 0; first < tiles; first += chunk_tiles, ++turn) {
+  for (int64_t first = 0; first < tiles; first += chunk_tiles) {
     const MaskChunk chunk{first, minimum(first + chunk_tiles, tiles), s.mask_words, s.mask};
     const int64_t rows = chunk.last_tile - chunk.first_tile;
     launch("nms (mask)", &nms_mask_kernel<T>, rows * stripes, kWordBits, 0, stream, s.groups, chunk, stripes,
            p.threshold);
     launch("nms (scan)", &nms_scan_kernel<T>, rows, kNmsThreads, 0, stream, s.groups, chunk, p.max_output, s.removed,
-           s.keep, s.carry + turn % 2, s.carry + (turn + 1) % 2);
+           s.keep);
   }
-  launch("nms (collect)", &nms_collect_kernel<T>, p.num_images, kNmsThreads, 0, stream, p, s.order.values, s.keep,
+  launch("nms (collect)", &nms_collect_kernel<T>, p.num_images, kCollectThreads, 0, stream, p, s.order.values, s.keep,
          indices, count);
 }
 

@@ -49,6 +49,8 @@ NmsParams<T> nms_params(const Tensor& boxes, const Tensor& scores, const std::op
   p.valid = valid ? valid->const_data_ptr<bool>() : nullptr;
   p.num_images = boxes.size(0);
   p.num_candidates = boxes.size(1);
+  p.max_segment = p.num_candidates;
+  p.class_bits = 15;
   p.max_output = max_output;
   p.threshold = round_down<T>(iou_threshold);
   return p;

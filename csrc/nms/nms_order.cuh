@@ -7,8 +7,6 @@
 
 namespace fastrcnn {
 
-constexpr int kClassBits = 15;
-
 // Candidate `index` of all n; outside the arrays it must not be asked for.
 template <typename T>
 __device__ __forceinline__ bool is_valid(const NmsParams<T>& p, int64_t index) {
@@ -44,8 +42,8 @@ struct WriteClassKey {
 
   __device__ void operator()(int64_t rank) const {
     const int64_t index = order[rank];
-    const uint64_t low_bits = static_cast<uint64_t>(p.class_ids[index]) & ((1 << kClassBits) - 1);
-    keys[rank] = is_valid(p, index) ? low_bits : uint64_t(1) << kClassBits;
+    const uint64_t low_bits = static_cast<uint64_t>(p.class_ids[index]) & ((uint64_t(1) << p.class_bits) - 1);
+    keys[rank] = is_valid(p, index) ? low_bits : uint64_t(1) << p.class_bits;
     ranks[rank] = static_cast<int32_t>(rank);
   }
 };
@@ -58,10 +56,12 @@ struct Groups {
   int32_t* images;   // [n]; -1: invalid
   int64_t* classes;  // [n] or null
   int32_t* ranks;    // [n] or null: the same as the position
+  int class_bits;
 
   // Whether positions a and b can be in one segment; neighbours in group order for which this is true are.
   __device__ bool same_segment(int64_t a, int64_t b) const {
-    return images[a] == images[b] && (classes == nullptr || ((classes[a] ^ classes[b]) & ((1 << kClassBits) - 1)) == 0);
+    if (images[a] != images[b]) return false;
+    return classes == nullptr || ((classes[a] ^ classes[b]) & ((int64_t(1) << class_bits) - 1)) == 0;
   }
 };
 
@@ -101,7 +101,7 @@ template <typename T>
 void sort_by_class(const NmsParams<T>& p, int64_t n, const int32_t* order, SortPairs& by_class, void* scratch,
                    size_t scratch_bytes, cudaStream_t stream) {
   for_each("nms (class keys)", n, WriteClassKey<T>{p, order, by_class.keys, by_class.values}, stream);
-  sort_pairs(by_class, n, 0, kClassBits + 1, scratch, scratch_bytes, stream);
+  sort_pairs(by_class, n, 0, p.class_bits + 1, scratch, scratch_bytes, stream);
 }
 
 }  // namespace fastrcnn

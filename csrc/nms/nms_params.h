@@ -15,6 +15,8 @@ struct NmsParams {
   const bool* valid;         // [N, M] or null
   int64_t num_images;        // N
   int64_t num_candidates;    // M, per image
+  int64_t max_segment;       // no class of an image has more valid candidates than this; M if nothing is known
+  int class_bits;            // classes differ in these low bits of their ids, or max_segment is M
   int64_t max_output;        // K
   T threshold;               // round_down of the user's double
 };
