@@ -22,7 +22,8 @@ COMPILER = os.environ.get("CXX", "g++")
 
 # float-cast-overflow is not part of "undefined": a float that is too large for the integer it is converted to.
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-FLAGS = ["-std=c++20", "-fPIC", "-O1", "-g1", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi", *SANITIZE]
+FLAGS = ["-std=c++20", "-fPIC", "-O1", "-g1", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS += ["-D_GLIBCXX_ASSERTIONS", *SANITIZE]  # also indices beyond the size of a std::vector
 
 # Each function makes one kind of error when it is told the tensor's length.
 PLANTED = """
