@@ -1,122 +1,175 @@
-"""The ops next to torchvision's on the same inputs, in the sizes of R-50-FPN at 1333 x 800: medians, taking turns.
+"""The ops next to torchvision's and the plain reference's on the same inputs: medians, taking turns.
 
-    python benchmarks/ops.py [--device cpu] [--repeats 9]
+    python benchmarks/ops.py [--only NMS] [--device cuda] [--json results.json]
 
-torchvision has no multi-level RoIAlign op: its MultiScaleRoIAlign module is the peer, with the sampling and alignment
-it has (2 samples per bin and side, aligned=False); ours runs with 2 samples too. Its assigner and box coder work on
-lists and carry their own conversions, which are part of what a user of torchvision pays.
+torchvision is called in its better memory layout. GB/s: the bytes that an op cannot avoid to move (each input and
+output once) over our time. Memory: the peak during a call above what was allocated before it, results included; on the
+CPU each figure is taken in a process of its own. The goals are ratios to torchvision on a CPU with two threads.
 """
 
 import argparse
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
 from statistics import median
 
 import torch
 import torchvision
-from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.ops import MultiScaleRoIAlign
+from op_cases import Call, Case, Prepare, cases
 
-from fastrcnn import __version__, ops
+from fastrcnn import __version__
 from fastrcnn.benchmark import machine_name, time_alternately
 
-WIDTH, HEIGHT, STRIDES = 1333, 800, [4, 8, 16, 32]
-STDS = (0.1, 0.1, 0.2, 0.2)
-Pair = tuple[Callable[[], object], Callable[[], object]]
+SECONDS_PER_CASE, MOST_REPEATS = 1.5, 200  # quick ops run more often than --repeats
 
 
-def boxes(count: int, device: torch.device, seed: int = 0) -> Tensor:
-    """Boxes [count, 4] of all sizes, in clusters as proposals are."""
-    generator = torch.Generator().manual_seed(seed)
-    middles = torch.rand(max(count // 20, 1), 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
-    which = torch.randint(len(middles), (count,), generator=generator)
-    size = torch.exp(torch.rand(len(middles), 1, generator=generator) * 3.2 + 2.8)[which]
-    sides = size * torch.exp(0.25 * torch.randn(count, 2, generator=generator))
-    centre = middles[which] + 0.15 * size * torch.randn(count, 2, generator=generator)
-    both = torch.cat([centre - sides / 2, centre + sides / 2], 1)
-    limits = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    return both.clamp(min=0).minimum(limits).to(device)
+@dataclass
+class Result:
+    """One row. None: not measured; notes says why. Times in ms, memory in MB of 2^20 bytes."""
+
+    case: str
+    goal: float | None
+    memory_goal: float | None
+    ours: float | None = None
+    torchvision: float | None = None
+    torchvision_layout: str = ""
+    reference: float | None = None
+    ratio: float | None = None
+    gb_per_s: float | None = None
+    ours_memory: float | None = None
+    torchvision_memory: float | None = None
+    repeats: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-def roi_align_pair(device: torch.device, count: int, backward: bool) -> Pair:
-    rois = boxes(count, device)
-    sizes = [(-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in STRIDES]
-    levels = [torch.randn(1, 256, *size, device=device).to(memory_format=torch.channels_last) for size in sizes]
-    plain = [level.contiguous() for level in levels]  # torchvision's op wants, and would make, this format
-    for level in (*levels, *plain):
-        level.requires_grad_(backward)
-    indexed = torch.cat([rois.new_zeros(count, 1), rois], 1)
-    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    named = {str(k): level for k, level in enumerate(plain)}
-    ours = lambda: ops.multilevel_roi_align(levels, indexed, STRIDES, 7, 2)  # noqa: E731
-    theirs = lambda: pool(named, [rois], [(HEIGHT, WIDTH)])  # noqa: E731
-    if not backward:
-        return ours, theirs
-    gradient = torch.randn(count, 256, 7, 7, device=device)
-    pooled = [ours(), theirs()]
-    given = [gradient.to(memory_format=torch.channels_last), gradient]
-    return tuple(
-        lambda out=out, inputs=inputs, grad=grad: torch.autograd.grad(out, inputs, grad, retain_graph=True)
-        for out, inputs, grad in zip(pooled, (levels, plain), given, strict=True)
+def measure(case: Case, device: torch.device, repeats: int) -> Result:
+    result = Result(case.name, *((case.goal, case.memory_goal) if device.type == "cpu" else (None, None)))
+    sides = case.make(device)
+    calls: dict[str, Call] = {}
+    round_seconds = 0.0
+    for name, prepare in {"ours": sides.ours, **sides.torchvision}.items():
+        side = name if name == "ours" else f"torchvision {name}".strip()
+        call, seconds = attempt(prepare, side, device, result)
+        if call is not None:
+            calls[name] = call
+            round_seconds += seconds
+    result.repeats = max(repeats, min(MOST_REPEATS, int(SECONDS_PER_CASE / max(round_seconds, 1e-6))))
+    timed = time_alternately(list(calls.values()), result.repeats, device)
+    times = {name: 1e3 * median(seconds) for name, seconds in zip(calls, timed, strict=True)}
+    result.ours = times.pop("ours", None)
+    if result.ours is not None:
+        result.gb_per_s = sides.moved / result.ours / 1e6
+        result.ours_memory = peak_memory(case, "ours", "", calls["ours"], device, result)
+    if times:
+        best = min(times, key=times.__getitem__)
+        result.torchvision, result.torchvision_layout = times[best], best
+        result.torchvision_memory = peak_memory(case, "torchvision", best, calls[best], device, result)
+        if result.ours is not None:
+            result.ratio = result.torchvision / result.ours
+    if isinstance(sides.reference, str):
+        result.notes.append(f"reference: not timed, {sides.reference}")
+    else:
+        call, seconds = attempt(sides.reference, "reference", device, result)
+        if call is not None:  # slow, and for orientation only: timed by itself, few times
+            more = 0 if seconds > 1 else 4
+            result.reference = 1e3 * median([seconds, *(run_once(call, device) for _ in range(more))])
+    return result
+
+
+def attempt(prepare: Prepare, side: str, device: torch.device, result: Result) -> tuple[Call | None, float]:
+    """Sets a side up and runs it once: the call and its seconds. If that fails, says so in result.notes."""
+    try:
+        call = prepare()
+        seconds = run_once(call, device)
+        return call, seconds if seconds > 1 else run_once(call, device)  # a first run also loads code
+    except Exception as error:  # whatever stops a side must not stop the others
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        result.notes.append(f"{side}: cannot run here, {reason}")
+        return None, 0.0
+
+
+def run_once(call: Call, device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(case: Case, side: str, variant: str, call: Call, device: torch.device, result: Result) -> float | None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    program = Path(__file__).with_name("op_memory.py")
+    command = [sys.executable, str(program), case.name, side, variant, str(torch.get_num_threads())]
+    # glibc then gives freed blocks back at once, and what is resident is what is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        result.notes.append(f"memory of {side}: not measured, {reason}")
+        return None
+    return float(done.stdout)
+
+
+def row(result: Result) -> str:
+    def cell(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    layout = f" ({result.torchvision_layout})" if result.torchvision_layout else ""
+    return (
+        f"| {result.case} | {cell(result.ours, 3)} | {cell(result.torchvision, 3)}{layout} "
+        f"| {cell(result.reference, 1)} | {cell(result.ratio, 1)} | {cell(result.gb_per_s, 2)} "
+        f"| {cell(result.ours_memory, 1)} | {cell(result.torchvision_memory, 1)} | {verdict(result)} |"
     )
 
 
-def nms_pair(device: torch.device, count: int) -> Pair:
-    candidates, scores = boxes(count, device), torch.rand(count, device=device)
-    return lambda: ops.nms(candidates, scores, 0.7), lambda: torchvision.ops.nms(candidates, scores, 0.7)
-
-
-def batched_nms_pair(device: torch.device, count: int) -> Pair:
-    candidates, scores = boxes(count, device), torch.rand(count, device=device)
-    classes = torch.randint(80, (count,), device=device)
-    ours = lambda: ops.batched_nms(candidates, scores, classes, 0.5)  # noqa: E731
-    return ours, lambda: torchvision.ops.batched_nms(candidates, scores, classes, 0.5)
-
-
-def assign_pair(device: torch.device, count: int, objects: int) -> Pair:
-    anchors, truth = boxes(count, device), boxes(objects, device, seed=1)
-    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
-    ours = lambda: ops.assign_max_iou(anchors, truth, 0.7, 0.3, 0.3, True)  # noqa: E731
-    return ours, lambda: matcher(torchvision.ops.box_iou(truth, anchors))
-
-
-def decode_pair(device: torch.device, count: int, classes: int) -> Pair:
-    rois, deltas = boxes(count, device), torch.randn(count, 4 * classes, device=device)
-    coder = BoxCoder(tuple(1 / std for std in STDS))
-    ours = lambda: ops.decode_boxes(rois, deltas, (0.0,) * 4, STDS)  # noqa: E731
-    return ours, lambda: coder.decode(deltas, [rois])
-
-
-def iou_pair(device: torch.device, count: int, objects: int) -> Pair:
-    a, b = boxes(count, device), boxes(objects, device, seed=1)
-    return lambda: ops.box_iou(a, b), lambda: torchvision.ops.box_iou(a, b)
-
-
-CASES: dict[str, Callable[[torch.device], Pair]] = {
-    "RoIAlign, 4 levels, 1000 RoIs": lambda device: roi_align_pair(device, 1000, backward=False),
-    "RoIAlign backward, 4 levels, 512 RoIs": lambda device: roi_align_pair(device, 512, backward=True),
-    "NMS, 1000 boxes": lambda device: nms_pair(device, 1000),
-    "NMS, 5000 boxes": lambda device: nms_pair(device, 5000),
-    "class-wise NMS, 5000 boxes, 80 classes": lambda device: batched_nms_pair(device, 5000),
-    "assignment, 267069 anchors, 20 objects": lambda device: assign_pair(device, 267069, 20),
-    "decoding, 1000 boxes, 80 classes": lambda device: decode_pair(device, 1000, 80),
-    "IoU, 2000 x 100": lambda device: iou_pair(device, 2000, 100),
-}
+def verdict(result: Result) -> str:
+    goals = []
+    if result.goal is not None:
+        met = result.ratio is not None and result.ratio >= result.goal
+        goals.append(f"{result.goal:g}x: {'met' if met else '**not met**'}")
+    if result.memory_goal is not None:
+        met = result.ours_memory is not None and result.ours_memory < result.memory_goal
+        goals.append(f"under {result.memory_goal:g} MB: {'met' if met else '**not met**'}")
+    return ", ".join(goals) or "-"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each side, at least")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    torch.manual_seed(0)
+    chosen = [case for case in cases(device) if arguments.only.lower() in case.name.lower()]
+    if not chosen:
+        parser.error(f"--only {arguments.only}: expected a part of one of {[case.name for case in cases(device)]}")
     versions = f"fastrcnn {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    print(f"{machine_name(device)}; {versions}; median of {arguments.repeats} runs each, in turn\n")
-    print("| op | fastrcnn ms | torchvision ms | ratio |\n|---|---|---|---|")
-    for name, make in CASES.items():
-        ours, theirs = (1e3 * median(times) for times in time_alternately(make(device), arguments.repeats, device))
-        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.2f} |", flush=True)
+    heading = f"{machine_name(device)}; {versions}; {date.today()}"
+    print(f"{heading}; medians of {arguments.repeats} runs or more, in turn\n")
+    print("| op | fastrcnn ms | torchvision ms | reference ms | ratio | GB/s | MB | torchvision MB | goal |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    results = []
+    for case in chosen:
+        results.append(measure(case, device, arguments.repeats))
+        print(row(results[-1]), flush=True)
+        if arguments.json:
+            content = {"machine": heading, "results": [asdict(result) for result in results]}
+            arguments.json.write_text(json.dumps(content, indent=1))
+    notes = [f"- {result.case}: {note}" for result in results for note in result.notes]
+    print("\n".join(["", *notes]))
 
 
 if __name__ == "__main__":
