@@ -24,4 +24,8 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
   m.def(
       "assign_max_iou(Tensor boxes, Tensor gt_boxes, float pos_iou, float neg_iou, float min_pos_iou, "
       "bool match_low_quality) -> (Tensor gt_index, Tensor max_iou)");
+  m.def(
+      "iou_loss(Tensor pred, Tensor target, str kind, str mode, float eps, float beta) "
+      "-> (Tensor loss, Tensor derivative)");
+  m.def("_iou_loss_backward(Tensor grad, Tensor derivative) -> Tensor");
 }

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "../assignment/assignment_simd.h"
+#include "../iou_loss/iou_loss_simd.h"
 #include "../nms/nms_simd.h"
 #include "../roi_align/roi_align_simd.h"
 
@@ -14,6 +15,7 @@
 #define FASTRCNN_LEVEL avx512
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
+#include "../iou_loss/iou_loss_simd.inl"
 #include "../nms/nms_simd.inl"
 #include "../roi_align/roi_align_simd.inl"
 #pragma GCC pop_options
