@@ -23,6 +23,8 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
         pooled = ops.roi_align(features, rois, 5, 0.25)
         results += [pooled, *torch.autograd.grad(pooled, features, torch.ones_like(pooled))]
+        largest = ops.roi_pool(features, rois, 5, 0.25)
+        results += [largest, *torch.autograd.grad(largest, features, torch.ones_like(largest))]
 for dtype in (torch.float32, torch.float64):
     results.append(ops.nms(boxes.to(dtype), scores.to(dtype), 0.4))
     results += ops.assign_max_iou(boxes.to(dtype), boxes[::17].to(dtype), 0.7, 0.3, 0.1, True)

@@ -9,6 +9,7 @@
 #include "../iou_loss/iou_loss_simd.h"
 #include "../nms/nms_simd.h"
 #include "../roi_align/roi_align_simd.h"
+#include "../roi_pool/roi_pool_simd.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
@@ -18,6 +19,7 @@
 #include "../iou_loss/iou_loss_simd.inl"
 #include "../nms/nms_simd.inl"
 #include "../roi_align/roi_align_simd.inl"
+#include "../roi_pool/roi_pool_simd.inl"
 #pragma GCC pop_options
 
 #endif

@@ -5,6 +5,7 @@
 #include "../iou_loss/iou_loss_simd.h"
 #include "../nms/nms_simd.h"
 #include "../roi_align/roi_align_simd.h"
+#include "../roi_pool/roi_pool_simd.h"
 
 #define FASTRCNN_LEVEL baseline
 #include "vec.inl"
@@ -12,3 +13,4 @@
 #include "../iou_loss/iou_loss_simd.inl"
 #include "../nms/nms_simd.inl"
 #include "../roi_align/roi_align_simd.inl"
+#include "../roi_pool/roi_pool_simd.inl"

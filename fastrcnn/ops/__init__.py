@@ -9,6 +9,7 @@ from fastrcnn.ops.iou_loss import iou_loss
 from fastrcnn.ops.nms import batched_nms, nms, nms_padded
 from fastrcnn.ops.proposals import generate_proposals
 from fastrcnn.ops.roi_align import multilevel_roi_align, roi_align
+from fastrcnn.ops.roi_pool import roi_pool
 from fastrcnn.ops.selection import select_detections
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "nms",
     "nms_padded",
     "roi_align",
+    "roi_pool",
     "select_detections",
 ]

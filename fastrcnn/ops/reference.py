@@ -2,8 +2,9 @@
 
 Read this file to learn what an op computes. The signatures are those of ``fastrcnn.ops``, but arguments are not checked
 here. Boxes are (x1, y1, x2, y2) in continuous pixels: width = x2 - x1, and the image covers [0, width] x [0, height].
-Where an op has a gradient, autograd derives it from these lines: ``roi_align`` and ``multilevel_roi_align`` with
-respect to the features (not the RoIs), ``decode_boxes`` with respect to the deltas, ``iou_loss`` with respect to pred.
+Where an op has a gradient, autograd derives it from these lines: ``roi_align``, ``multilevel_roi_align`` and
+``roi_pool`` with respect to the features (not the RoIs), ``decode_boxes`` with respect to the deltas, ``iou_loss`` with
+respect to pred.
 """
 
 import math
@@ -113,6 +114,45 @@ def multilevel_roi_align(
         part = roi_align(feature, rois[chosen], (height, width), 1 / stride, sampling_ratio)
         pooled = pooled.index_put((chosen,), part)
     return pooled
+
+
+# --- RoIPool ----------------------------------------------------------------------------------------------------------
+
+
+def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
+    """The maximum of `features` [N,C,H,W] in each bin of each RoI [R,5]: [R,C,h,w].
+
+    (Girshick 2015, Fast R-CNN.) A RoI (image, x1, y1, x2, y2; times `spatial_scale` in cells) is rounded to whole cells
+    and includes those of both edges. Its h x w bins are rounded outwards to whole cells too. A cell must be above the
+    lowest float32 to be found, so NaN never is; of equal cells the first, row by row, gets the gradient. A bin outside
+    the map is 0, and so is a RoI with a coordinate that is NaN or infinite, and one whose image is -1 (padding).
+    """
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    compute_type = torch.promote_types(features.dtype, torch.float32)
+    lowest = torch.finfo(torch.float32).min
+    rois = rois.detach().to(compute_type)
+    pooled = features.new_zeros((len(rois), features.shape[1], height, width), dtype=compute_type)
+    for i, roi in enumerate(rois):
+        if roi[0] == -1 or not roi.isfinite().all():
+            continue
+        image = features[int(roi[0])].to(compute_type)
+        image = torch.where(image > lowest, image, lowest)
+        x1, y1, x2, y2 = roi[1:] * spatial_scale
+        for row, (top, bottom) in enumerate(_cells_of_bins(y1, y2, height, image.shape[1])):
+            for column, (left, right) in enumerate(_cells_of_bins(x1, x2, width, image.shape[2])):
+                if top < bottom and left < right:
+                    pooled[i, :, row, column] = image[:, top:bottom, left:right].flatten(1).max(dim=1).values
+    return pooled.to(features.dtype)
+
+
+def _cells_of_bins(low: Tensor, high: Tensor, bins: int, cells: int) -> list[tuple[int, int]]:
+    """The cells [first, last) of each bin between two edges, which are rounded first, halves away from zero."""
+    start, end = ((edge.double().abs() + 0.5).floor() * edge.sign() for edge in (low, high))
+    bin_length = (end - start + 1).clamp(min=1).to(low.dtype) / bins
+    index = torch.arange(bins).to(low)
+    first = (index * bin_length).floor().double() + start
+    last = ((index + 1) * bin_length).ceil().double() + start
+    return list(zip(*(edge.clamp(0, cells).long().tolist() for edge in (first, last)), strict=True))
 
 
 # --- overlap and suppression ------------------------------------------------------------------------------------------
