@@ -114,8 +114,10 @@ if with_cuda and not torch.cuda.is_available():
 architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "of the visible GPUs")
 
 optimise = ["-O0", "-g"] if debug else ["-O3", "-g0"]
-# No contraction to fused multiply-adds: IoU must not depend on the device (csrc/math/box.h).
-cxx_flags = ["-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", *optimise]
+# No contraction to fused multiply-adds: IoU must not depend on the device (csrc/math/box.h). Nobody looks at the flags
+# of floating-point exceptions; not keeping them lets the compiler choose between two results without a branch.
+arithmetic = ["-ffp-contract=off", "-fno-trapping-math"]
+cxx_flags = ["-std=c++20", *arithmetic, "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", *optimise]
 nvcc_flags = ["-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 nvcc_flags += ["-O0", "-g"] if debug else ["-O3"]
 abi = "0x{:02x}{:02x}000000000000".format(*(int(part) for part in ABI_TARGET.split(".")))

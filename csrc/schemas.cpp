@@ -11,6 +11,12 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
       "SymInt num_images, float[] spatial_scales, int sampling_ratio, bool aligned, float finest_scale, "
       "bool channels_last, bool deterministic) -> Tensor[]");
   m.def(
+      "roi_pool(Tensor features, Tensor rois, SymInt pooled_height, SymInt pooled_width, float spatial_scale) "
+      "-> (Tensor pooled, Tensor argmax)");
+  m.def(
+      "_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, SymInt num_images, SymInt height, SymInt width, "
+      "float spatial_scale, bool channels_last, bool deterministic) -> Tensor");
+  m.def(
       "nms(Tensor boxes, Tensor scores, Tensor? class_ids, Tensor? valid, float iou_threshold, SymInt max_output) "
       "-> (Tensor indices, Tensor count)");
   m.def("base_anchors(float size, float[] scales, float[] ratios) -> Tensor");
@@ -24,4 +30,8 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
   m.def(
       "assign_max_iou(Tensor boxes, Tensor gt_boxes, float pos_iou, float neg_iou, float min_pos_iou, "
       "bool match_low_quality) -> (Tensor gt_index, Tensor max_iou)");
+  m.def(
+      "iou_loss(Tensor pred, Tensor target, str kind, str mode, float eps, float beta) "
+      "-> (Tensor loss, Tensor derivative)");
+  m.def("_iou_loss_backward(Tensor grad, Tensor derivative) -> Tensor");
 }

@@ -23,9 +23,17 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
         pooled = ops.roi_align(features, rois, 5, 0.25)
         results += [pooled, *torch.autograd.grad(pooled, features, torch.ones_like(pooled))]
+        largest = ops.roi_pool(features, rois, 5, 0.25)
+        results += [largest, *torch.autograd.grad(largest, features, torch.ones_like(largest))]
 for dtype in (torch.float32, torch.float64):
     results.append(ops.nms(boxes.to(dtype), scores.to(dtype), 0.4))
     results += ops.assign_max_iou(boxes.to(dtype), boxes[::17].to(dtype), 0.7, 0.3, 0.1, True)
+    leaf = boxes.to(dtype).requires_grad_()
+    for kind in ("iou", "giou", "diou", "ciou", "bounded_iou"):
+        for mode in ("log", "linear", "square"):
+            loss = ops.iou_loss(leaf, boxes.roll(1, 0).lerp(boxes, 0.8).to(dtype), kind, mode)
+            (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
+            results += [loss.nan_to_num(7), gradient.nan_to_num(7)]  # the sign of a NaN may differ
 digest = hashlib.sha256()
 for result in results:
     digest.update(result.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -5,9 +5,11 @@ from fastrcnn.ops.anchors import base_anchors, grid_anchors
 from fastrcnn.ops.assignment import assign_max_iou
 from fastrcnn.ops.box_coding import decode_boxes, encode_boxes
 from fastrcnn.ops.box_iou import box_iou
+from fastrcnn.ops.iou_loss import iou_loss
 from fastrcnn.ops.nms import batched_nms, nms, nms_padded
 from fastrcnn.ops.proposals import generate_proposals
 from fastrcnn.ops.roi_align import multilevel_roi_align, roi_align
+from fastrcnn.ops.roi_pool import roi_pool
 from fastrcnn.ops.selection import select_detections
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "encode_boxes",
     "generate_proposals",
     "grid_anchors",
+    "iou_loss",
     "multilevel_roi_align",
     "nms",
     "nms_padded",
     "roi_align",
+    "roi_pool",
     "select_detections",
 ]

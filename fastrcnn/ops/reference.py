@@ -2,8 +2,9 @@
 
 Read this file to learn what an op computes. The signatures are those of ``fastrcnn.ops``, but arguments are not checked
 here. Boxes are (x1, y1, x2, y2) in continuous pixels: width = x2 - x1, and the image covers [0, width] x [0, height].
-Where an op has a gradient, autograd derives it from these lines: ``roi_align`` and ``multilevel_roi_align`` with
-respect to the features (not the RoIs), ``decode_boxes`` with respect to the deltas.
+Where an op has a gradient, autograd derives it from these lines: ``roi_align``, ``multilevel_roi_align`` and
+``roi_pool`` with respect to the features (not the RoIs), ``decode_boxes`` with respect to the deltas, ``iou_loss`` with
+respect to pred.
 """
 
 import math
@@ -113,6 +114,45 @@ def multilevel_roi_align(
         part = roi_align(feature, rois[chosen], (height, width), 1 / stride, sampling_ratio)
         pooled = pooled.index_put((chosen,), part)
     return pooled
+
+
+# --- RoIPool ----------------------------------------------------------------------------------------------------------
+
+
+def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
+    """The maximum of `features` [N,C,H,W] in each bin of each RoI [R,5]: [R,C,h,w].
+
+    (Girshick 2015, Fast R-CNN.) A RoI (image, x1, y1, x2, y2; times `spatial_scale` in cells) is rounded to whole cells
+    and includes those of both edges. Its h x w bins are rounded outwards to whole cells too. A cell must be above the
+    lowest float32 to be found, so NaN never is; of equal cells the first, row by row, gets the gradient. A bin outside
+    the map is 0, and so is a RoI with a coordinate that is NaN or infinite, and one whose image is -1 (padding).
+    """
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    compute_type = torch.promote_types(features.dtype, torch.float32)
+    lowest = torch.finfo(torch.float32).min
+    rois = rois.detach().to(compute_type)
+    pooled = features.new_zeros((len(rois), features.shape[1], height, width), dtype=compute_type)
+    for i, roi in enumerate(rois):
+        if roi[0] == -1 or not roi.isfinite().all():
+            continue
+        image = features[int(roi[0])].to(compute_type)
+        image = torch.where(image > lowest, image, lowest)
+        x1, y1, x2, y2 = roi[1:] * spatial_scale
+        for row, (top, bottom) in enumerate(_cells_of_bins(y1, y2, height, image.shape[1])):
+            for column, (left, right) in enumerate(_cells_of_bins(x1, x2, width, image.shape[2])):
+                if top < bottom and left < right:
+                    pooled[i, :, row, column] = image[:, top:bottom, left:right].flatten(1).max(dim=1).values
+    return pooled.to(features.dtype)
+
+
+def _cells_of_bins(low: Tensor, high: Tensor, bins: int, cells: int) -> list[tuple[int, int]]:
+    """The cells [first, last) of each bin between two edges, which are rounded first, halves away from zero."""
+    start, end = ((edge.double().abs() + 0.5).floor() * edge.sign() for edge in (low, high))
+    bin_length = (end - start + 1).clamp(min=1).to(low.dtype) / bins
+    index = torch.arange(bins).to(low)
+    first = (index * bin_length).floor().double() + start
+    last = ((index + 1) * bin_length).ceil().double() + start
+    return list(zip(*(edge.clamp(0, cells).long().tolist() for edge in (first, last)), strict=True))
 
 
 # --- overlap and suppression ------------------------------------------------------------------------------------------
@@ -264,3 +304,75 @@ def assign_max_iou(
             if best >= min_pos_iou:
                 gt_index[iou[:, k] == best] = k + 1
     return gt_index, max_iou
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def iou_loss(
+    pred: Tensor,
+    target: Tensor,
+    kind: str = "iou",
+    mode: str = "log",
+    eps: float | None = None,
+    beta: float = 0.2,
+) -> Tensor:
+    """The loss [n] of each box [n,4] of `pred` against the one in `target`; for ``bounded_iou`` four terms [n,4].
+
+    All are functions of I and U, the areas of intersection and union, and of the smallest box around both:
+
+    - ``iou`` (UnitBox, Yu et al. 2016): -ln IoU, 1 - IoU or 1 - IoU^2. Blind to how far apart disjoint boxes are.
+    - ``giou`` (Rezatofighi et al. 2019) also takes the part of the enclosing box that neither covers.
+    - ``diou`` (Zheng et al. 2020): instead the distance of the centres, relative to the enclosing box's diagonal.
+    - ``ciou`` (the same paper): also the difference v of the aspect ratios, weighted with a constant alpha that grows
+      as the boxes come to overlap.
+    - ``bounded_iou`` (Tychsen-Smith and Petersson 2018): see `_bounded_iou_loss`.
+
+    Epsilons stand where mmdetection 2.28 has them.
+    """
+    target = target.detach()
+    if kind == "bounded_iou":
+        return _bounded_iou_loss(pred, target, 1e-3 if eps is None else eps, beta)
+    eps = 1e-6 if eps is None else eps
+
+    size, target_size = pred[:, 2:] - pred[:, :2], target[:, 2:] - target[:, :2]
+    overlap = torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])
+    enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
+    overlap, enclosing = _at_least(overlap, 0.0), _at_least(enclosing, 0.0)
+    intersection = overlap[:, 0] * overlap[:, 1]
+    union = size[:, 0] * size[:, 1] + target_size[:, 0] * target_size[:, 1] - intersection
+
+    if kind == "iou":
+        iou = _at_least(intersection / _at_least(union, 1e-6), eps)
+        return {"log": -iou.log(), "linear": 1 - iou, "square": 1 - iou * iou}[mode]
+    if kind == "giou":
+        union = _at_least(union, eps)
+        area = _at_least(enclosing[:, 0] * enclosing[:, 1], eps)
+        return 1 - (intersection / union - (area - union) / area)
+
+    iou = intersection / (union + eps)
+    offset = (pred[:, :2] + pred[:, 2:]) / 2 - (target[:, :2] + target[:, 2:]) / 2
+    distance = offset.square().sum(1) / (enclosing.square().sum(1) + eps)
+    if kind == "diou":
+        return 1 - (iou - distance)
+
+    angle = (target_size[:, 0] / (target_size[:, 1] + eps)).atan() - (size[:, 0] / (size[:, 1] + eps)).atan()
+    v = 4 / math.pi**2 * angle.square()
+    rest = (1 - iou + v).detach()  # 0 for equal boxes; v is 0 too, and alpha does not matter
+    alpha = torch.where((iou > 0.5) & (rest > 0), v.detach() / rest, 0)
+    return 1 - _clamp(iou - (distance + alpha * v), -1.0, 1.0)
+
+
+def _bounded_iou_loss(pred: Tensor, target: Tensor, eps: float, beta: float) -> Tensor:
+    """Smooth L1 of four losses 1 - IoU: if only the centre's x or y, or only the width or height, were wrong."""
+    size, target_size = pred[:, 2:] - pred[:, :2], target[:, 2:] - target[:, :2]
+    shift = 2 * ((pred[:, :2] + pred[:, 2:]) / 2 - (target[:, :2] + target[:, 2:]) / 2).abs()
+    centre_iou = (target_size - shift) / (target_size + shift + eps)
+    centre_iou = torch.maximum(centre_iou, torch.zeros_like(centre_iou))
+    size_iou = torch.minimum(target_size / (size + eps), size / (target_size + eps))
+    loss = 1 - torch.cat((centre_iou, size_iou), dim=1)
+    return torch.where(loss < beta, 0.5 * loss * loss / beta, loss - 0.5 * beta)
+
+
+def _at_least(values: Tensor, low: float) -> Tensor:
+    return _clamp(values, low, math.inf)

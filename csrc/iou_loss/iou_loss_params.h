@@ -1,0 +1,51 @@
+// What the kernels of the IoU losses work on: the arguments as plain pointers, and the result for one box. Free of
+// torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/iou_loss.h"
+
+namespace fastrcnn {
+
+// Everything [n] or [n, 4].
+template <typename T>
+struct IouLossParams {
+  const Box<T>* pred;
+  const Box<T>* target;
+  int64_t num_boxes;
+  IouLossKind kind;
+  T eps, beta;
+  T* loss;        // one number per box; four for bounded_iou
+  T* derivative;  // four numbers per box: d loss / d (x1, y1, x2, y2); for bounded_iou of each term, by its own number
+};
+
+// Writes loss and derivative of box i.
+template <IouLossKind kind, typename T>
+HOST_DEVICE void compute_loss(const IouLossParams<T>& p, int64_t i) {
+  T* const d = p.derivative + 4 * i;
+  if constexpr (kind == IouLossKind::bounded_iou) {
+    const BoundedLoss<T> result = bounded_loss(p.pred[i], p.target[i], p.eps, p.beta);
+    T* const terms = p.loss + 4 * i;
+    terms[0] = result.loss[0], terms[1] = result.loss[1], terms[2] = result.loss[2], terms[3] = result.loss[3];
+    d[0] = result.slope[0], d[1] = result.slope[1], d[2] = result.slope[2], d[3] = result.slope[3];
+  } else {
+    const LossAndGradient<T> result = overlap_loss<kind>(p.pred[i], p.target[i], p.eps);
+    p.loss[i] = result.loss;
+    d[0] = result.gradient.x1, d[1] = result.gradient.y1, d[2] = result.gradient.x2, d[3] = result.gradient.y2;
+  }
+}
+
+// The gradient of the prediction of box i, given that of the loss: the derivative times `grad`.
+template <bool bounded, typename T>
+HOST_DEVICE Box<T> scale_derivative(const T* derivative, const T* grad, int64_t i) {
+  const T* const d = derivative + 4 * i;
+  if constexpr (bounded) {
+    const T* const g = grad + 4 * i;
+    return corners_from_centre_and_size(d[0] * g[0], d[1] * g[1], d[2] * g[2], d[3] * g[3]);
+  } else {
+    return {d[0] * grad[i], d[1] * grad[i], d[2] * grad[i], d[3] * grad[i]};
+  }
+}
+
+}  // namespace fastrcnn
