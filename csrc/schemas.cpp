@@ -24,4 +24,11 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
   m.def(
       "assign_max_iou(Tensor boxes, Tensor gt_boxes, float pos_iou, float neg_iou, float min_pos_iou, "
       "bool match_low_quality) -> (Tensor gt_index, Tensor max_iou)");
+  m.def(
+      "generate_proposals(Tensor[] objectness, Tensor[] deltas, Tensor[] anchors, Tensor image_sizes, SymInt pre_nms, "
+      "SymInt post_nms, float iou_threshold, float min_size) -> (Tensor boxes, Tensor scores, Tensor count)");
+  m.def(
+      "select_detections(Tensor logits, Tensor deltas, Tensor rois, Tensor image_sizes, Tensor scale_factors, "
+      "float score_threshold, float iou_threshold, SymInt max_output, float[] means, float[] stds) "
+      "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor count)");
 }

@@ -3,10 +3,16 @@
 
 #include "../assignment/assignment_simd.h"
 #include "../nms/nms_simd.h"
+#include "../proposals/proposals_simd.h"
 #include "../roi_align/roi_align_simd.h"
+#include "../selection/selection_simd.h"
+#include "widen.h"
 
 #define FASTRCNN_LEVEL baseline
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../nms/nms_simd.inl"
+#include "../proposals/proposals_simd.inl"
 #include "../roi_align/roi_align_simd.inl"
+#include "../selection/selection_simd.inl"
+#include "widen.inl"

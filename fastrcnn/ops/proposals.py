@@ -49,13 +49,54 @@ def generate_proposals(
     image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=objectness[0].device)
     for level in range(len(objectness)):
         _check_level(objectness[level], deltas[level], anchors[level], image_sizes)
+    return torch.ops.fastrcnn.generate_proposals(
+        [level.detach() for level in objectness],
+        [level.detach() for level in deltas],
+        list(anchors),
+        image_sizes,
+        pre_nms,
+        post_nms,
+        iou_threshold,
+        min_size,
+    )
+
+
+def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
+    if objectness.dim() != 4:
+        raise ValueError(f"objectness: expected shape [N, A, h, w] per level, got {list(objectness.shape)}")
+    num_images, num_anchors, height, width = objectness.shape
+    expected = (num_images, 4 * num_anchors, height, width)
+    if deltas.shape != expected:
+        raise ValueError(f"deltas: expected shape [N, 4 * A, h, w] = {list(expected)}, got {list(deltas.shape)}")
+    if anchors.shape != (height * width * num_anchors, 4):
+        raise ValueError(
+            f"anchors: expected shape [h * w * A, 4] = [{height * width * num_anchors}, 4], got {list(anchors.shape)}"
+        )
+    if image_sizes.shape != (num_images, 2):
+        raise ValueError(f"image_sizes: expected shape [N, 2] = [{num_images}, 2], got {list(image_sizes.shape)}")
+
+
+@torch.library.register_fake("fastrcnn::generate_proposals")
+def _(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size):
+    candidates = sum(torch.sym_min(pre_nms, logits[0].numel()) for logits in objectness)
+    num_images, capacity = image_sizes.shape[0], torch.sym_min(candidates, post_nms)
+    return (
+        image_sizes.new_empty((num_images, capacity, 4)),
+        image_sizes.new_empty((num_images, capacity)),
+        image_sizes.new_empty((num_images,), dtype=torch.int64),
+    )
+
+
+def _generate_proposals_cuda(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size):
+    """On CUDA the op is made of others, without a host synchronisation."""
     all_logits, all_boxes, all_levels = [], [], []
     for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors, strict=True)):
         num_images, num_anchors, height, width = level_logits.shape
         # To the order of the anchors: y, x, anchor.
-        logits = level_logits.detach().float().permute(0, 2, 3, 1).reshape(num_images, -1)
-        offsets = level_deltas.detach().permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
-        top_logits, top = logits.topk(min(pre_nms, logits.shape[1]), dim=1)
+        logits = level_logits.float().permute(0, 2, 3, 1).reshape(num_images, -1)
+        offsets = level_deltas.permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
+        top_logits, top = logits.sort(dim=1, descending=True, stable=True)  # unlike topk, ties by index
+        top_logits, top = top_logits[:, :pre_nms], top[:, :pre_nms]
         top_deltas = offsets.gather(1, top[:, :, None].expand(-1, -1, 4)).float()
         sizes = image_sizes[:, None].expand(-1, top.shape[1], -1)
         boxes = decode_boxes(
@@ -73,16 +114,4 @@ def generate_proposals(
     return torch.where(present[:, :, None], kept_boxes, 0), torch.where(present, scores, 0), count
 
 
-def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
-    if objectness.dim() != 4:
-        raise ValueError(f"objectness: expected shape [N, A, h, w] per level, got {list(objectness.shape)}")
-    num_images, num_anchors, height, width = objectness.shape
-    expected = (num_images, 4 * num_anchors, height, width)
-    if deltas.shape != expected:
-        raise ValueError(f"deltas: expected shape [N, 4 * A, h, w] = {list(expected)}, got {list(deltas.shape)}")
-    if anchors.shape != (height * width * num_anchors, 4):
-        raise ValueError(
-            f"anchors: expected shape [h * w * A, 4] = [{height * width * num_anchors}, 4], got {list(anchors.shape)}"
-        )
-    if image_sizes.shape != (num_images, 2):
-        raise ValueError(f"image_sizes: expected shape [N, 2] = [{num_images}, 2], got {list(image_sizes.shape)}")
+torch.library.impl("fastrcnn::generate_proposals", "cuda", _generate_proposals_cuda)
