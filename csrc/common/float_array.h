@@ -52,4 +52,6 @@ class FloatArray {
   ScalarType dtype_ = ScalarType::Float;
 };
 
+inline FloatArray float_array(const Tensor& tensor) { return FloatArray(tensor); }
+
 }  // namespace fastrcnn

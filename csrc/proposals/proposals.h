@@ -14,18 +14,9 @@
 #pragma once
 
 #include "../common/float_array.h"
-#include "../math/box.h"
+#include "proposals_params.h"
 
 namespace fastrcnn {
-
-struct ProposalLevel {
-  int64_t num_anchors, height, width;  // A per cell, h, w
-  FloatArray objectness, deltas;
-  int64_t objectness_strides[4], delta_strides[4];  // N, channel, y, x
-  const Box<float>* anchors;                        // contiguous
-
-  int64_t size() const { return num_anchors * height * width; }
-};
 
 inline void check_proposals(const std::vector<Tensor>& objectness, const std::vector<Tensor>& deltas,
                             const std::vector<Tensor>& anchors, const Tensor& image_sizes, int64_t pre_nms,
@@ -57,12 +48,14 @@ inline void check_proposals(const std::vector<Tensor>& objectness, const std::ve
   check_threshold(iou_threshold, "iou_threshold");
 }
 
-// `anchors` contiguous.
-inline ProposalLevel proposal_level(const Tensor& objectness, const Tensor& deltas, const Tensor& anchors) {
-  ProposalLevel level{};
+// `anchors` contiguous. to_array: makes an Array of a tensor.
+template <typename Array>
+ProposalLevel<Array> proposal_level(const Tensor& objectness, const Tensor& deltas, const Tensor& anchors,
+                                    Array (*to_array)(const Tensor&)) {
+  ProposalLevel<Array> level{};
   level.num_anchors = objectness.size(1), level.height = objectness.size(2), level.width = objectness.size(3);
-  level.objectness = FloatArray(objectness);
-  level.deltas = FloatArray(deltas);
+  level.objectness = to_array(objectness);
+  level.deltas = to_array(deltas);
   for (int d = 0; d < 4; ++d) {
     level.objectness_strides[d] = objectness.stride(d);
     level.delta_strides[d] = deltas.stride(d);

@@ -21,8 +21,8 @@ bool comes_before(float a, float b) { return a > b || (b != b && a == a); }
 
 class ProposalGenerator {
  public:
-  ProposalGenerator(std::vector<ProposalLevel> levels, const float* image_sizes, int64_t num_images, int64_t pre_nms,
-                    int64_t capacity, double iou_threshold, double min_size)
+  ProposalGenerator(std::vector<ProposalLevel<FloatArray>> levels, const float* image_sizes, int64_t num_images,
+                    int64_t pre_nms, int64_t capacity, double iou_threshold, double min_size)
       : levels_(std::move(levels)),
         image_sizes_(image_sizes),
         num_images_(num_images),
@@ -45,7 +45,7 @@ class ProposalGenerator {
 
  private:
   // The best anchors of a level as boxes inside the image, those without enough width and height left out.
-  std::vector<Proposal> decode_top(const ProposalLevel& level, int64_t image) const {
+  std::vector<Proposal> decode_top(const ProposalLevel<FloatArray>& level, int64_t image) const {
     std::vector<uint64_t> top = top_anchors(level, image, pre_nms_);
     const auto number = std::find_if(top.begin(), top.end(), [](uint64_t ranked) {
       const float logit = RankedAnchor::logit(ranked);
@@ -57,23 +57,18 @@ class ProposalGenerator {
     proposals.reserve(top.size());
     for (const uint64_t ranked : top) {
       const int64_t anchor = RankedAnchor::anchor(ranked);
-      const Box<float> box =
-          clip(decode(level.anchors[anchor], deltas_of(level, image, anchor), kPlain), height, width);
-      if (box.x2 - box.x1 > min_size_ && box.y2 - box.y1 > min_size_) {
+      const Box<float> box = proposal_box(level.anchors[anchor], deltas_of(level, image, anchor), height, width);
+      if (is_large_enough(box, min_size_)) {
         proposals.push_back({box, RankedAnchor::logit(ranked)});
       }
     }
     return proposals;
   }
 
-  static Box<float> deltas_of(const ProposalLevel& level, int64_t image, int64_t anchor) {
-    const auto at = static_cast<uint32_t>(anchor), per_cell = static_cast<uint32_t>(level.num_anchors);
-    const uint32_t cell = at / per_cell, width = static_cast<uint32_t>(level.width);
-    const int64_t a = at % per_cell, y = cell / width, x = cell % width;
-    const int64_t* stride = level.delta_strides;
-    const int64_t first = image * stride[0] + 4 * a * stride[1] + y * stride[2] + x * stride[3];
+  static Box<float> deltas_of(const ProposalLevel<FloatArray>& level, int64_t image, int64_t anchor) {
     const FloatArray& deltas = level.deltas;
-    return {deltas[first], deltas[first + stride[1]], deltas[first + 2 * stride[1]], deltas[first + 3 * stride[1]]};
+    const int64_t first = level.delta_place(image, anchor), stride = level.delta_strides[1];
+    return {deltas[first], deltas[first + stride], deltas[first + 2 * stride], deltas[first + 3 * stride]};
   }
 
   std::vector<Proposal> suppress(const std::vector<Proposal>& proposals) const {
@@ -99,16 +94,14 @@ class ProposalGenerator {
       if (best == nullptr) break;
       ++next[best_level];
       boxes[count] = best->box;
-      scores[count] = 1.0f / (1.0f + std::exp(-best->logit));
+      scores[count] = sigmoid(best->logit);
     }
     std::fill(boxes + count, boxes + capacity_, Box<float>{0, 0, 0, 0});
     std::fill(scores + count, scores + capacity_, 0.0f);
     return count;
   }
 
-  static constexpr DeltaScale<float> kPlain{{0, 0, 0, 0}, {1, 1, 1, 1}};  // the RPN's deltas are not normalised
-
-  const std::vector<ProposalLevel> levels_;
+  const std::vector<ProposalLevel<FloatArray>> levels_;
   const float* image_sizes_;  // [N, 2]
   const int64_t num_images_, pre_nms_, capacity_;
   const float threshold_, min_size_;
@@ -122,11 +115,11 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(std::vector<Tensor> ob
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_proposals(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold);
   image_sizes = torch::stable::contiguous(image_sizes);
-  std::vector<ProposalLevel> levels;
+  std::vector<ProposalLevel<FloatArray>> levels;
   int64_t candidates = 0;
   for (size_t l = 0; l < objectness.size(); ++l) {
     anchors[l] = torch::stable::contiguous(anchors[l]);
-    levels.push_back(proposal_level(objectness[l], deltas[l], anchors[l]));
+    levels.push_back(proposal_level(objectness[l], deltas[l], anchors[l], &float_array));
     candidates += std::min(pre_nms, levels[l].size());
   }
   const int64_t images = image_sizes.size(0), capacity = std::min(candidates, post_nms);

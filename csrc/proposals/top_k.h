@@ -22,7 +22,7 @@ class LogitScan {
  public:
   static constexpr int64_t kBlock = 4096;  // logits looked at at once: a multiple of all sizes of chunks
 
-  LogitScan(const ProposalLevel& level, int64_t image)
+  LogitScan(const ProposalLevel<FloatArray>& level, int64_t image)
       : logits_(level.objectness), first_(image * level.objectness_strides[0]), count_(level.size()) {
     const int64_t a = level.num_anchors, h = level.height, w = level.width;
     loops_[0] = {a, level.objectness_strides[1], 1};
@@ -131,7 +131,7 @@ inline float lower_bound_of_top(const LogitScan& scan, int64_t k) {
 }
 
 // The min(k, n) anchors of largest logit as RankedAnchor, sorted.
-inline std::vector<uint64_t> top_anchors(const ProposalLevel& level, int64_t image, int64_t k) {
+inline std::vector<uint64_t> top_anchors(const ProposalLevel<FloatArray>& level, int64_t image, int64_t k) {
   const LogitScan scan(level, image);
   k = std::min(k, scan.size());
   std::vector<uint64_t> candidates;

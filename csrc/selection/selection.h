@@ -11,27 +11,11 @@
 // The softmax is computed in float32; a RoI with a NaN or +inf logit has NaN scores, which exceed no threshold.
 #pragma once
 
-#include <cmath>
-
 #include "../box_coding/box_coding.h"
 #include "../common/float_array.h"
+#include "selection_params.h"
 
 namespace fastrcnn {
-
-struct SelectParams {
-  FloatArray logits;           // [R, C + 1]
-  FloatArray deltas;           // [R, 4 * C]
-  const float* rois;           // [R, 5]
-  const float* image_sizes;    // [N, 2]
-  const float* scale_factors;  // [N, 2]
-  int64_t num_rois;            // R
-  int64_t num_classes;         // C
-  int64_t num_images;          // N
-  int64_t max_output;          // K
-  float score_threshold;
-  float iou_threshold;  // round_down of the user's double
-  DeltaScale<float> scale;
-};
 
 inline void check_selection(const Tensor& logits, const Tensor& deltas, const Tensor& rois, const Tensor& image_sizes,
                             const Tensor& scale_factors, double iou_threshold, int64_t max_output) {
@@ -55,14 +39,15 @@ inline void check_selection(const Tensor& logits, const Tensor& deltas, const Te
   FASTRCNN_CHECK(max_output >= 0, "max_output: expected 0 or more, got ", max_output);
 }
 
-// All tensors contiguous; max_output: K.
-inline SelectParams select_params(const Tensor& logits, const Tensor& deltas, const Tensor& rois,
+// All tensors contiguous; max_output: K. to_array: makes an Array of a tensor.
+template <typename Array>
+SelectParams<Array> select_params(const Tensor& logits, const Tensor& deltas, const Tensor& rois,
                                   const Tensor& image_sizes, const Tensor& scale_factors, double score_threshold,
                                   double iou_threshold, int64_t max_output, const std::vector<double>& means,
-                                  const std::vector<double>& stds) {
-  SelectParams p{};
-  p.logits = FloatArray(logits);
-  p.deltas = FloatArray(deltas);
+                                  const std::vector<double>& stds, Array (*to_array)(const Tensor&)) {
+  SelectParams<Array> p{};
+  p.logits = to_array(logits);
+  p.deltas = to_array(deltas);
   p.rois = rois.const_data_ptr<float>();
   p.image_sizes = image_sizes.const_data_ptr<float>();
   p.scale_factors = scale_factors.const_data_ptr<float>();

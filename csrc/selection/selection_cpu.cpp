@@ -36,7 +36,7 @@ struct Outputs {
 
 class DetectionSelector {
  public:
-  explicit DetectionSelector(const SelectParams& params) : p_(params) {}
+  explicit DetectionSelector(const SelectParams<FloatArray>& params) : p_(params) {}
 
   void run(const Outputs& out) {
     find_candidates();
@@ -90,14 +90,10 @@ class DetectionSelector {
     segment.swap(kept);
   }
 
-  // In pixels of the original image.
   Box<float> box_of(const Candidate& c) const {
-    const float* roi = p_.rois + 5 * c.roi;
-    const int64_t image = image_of(c.roi), first = 4 * (c.roi * p_.num_classes + c.label);
+    const int64_t first = 4 * (c.roi * p_.num_classes + c.label);
     const Box<float> deltas{p_.deltas[first], p_.deltas[first + 1], p_.deltas[first + 2], p_.deltas[first + 3]};
-    const float *size = p_.image_sizes + 2 * image, *factor = p_.scale_factors + 2 * image;
-    const Box<float> box = clip(decode({roi[1], roi[2], roi[3], roi[4]}, deltas, p_.scale), size[0], size[1]);
-    return {box.x1 / factor[0], box.y1 / factor[1], box.x2 / factor[0], box.y2 / factor[1]};
+    return detection_box(p_, c.roi, image_of(c.roi), deltas);
   }
 
   int64_t write_best(int64_t image, const Outputs& out) const {
@@ -117,12 +113,12 @@ class DetectionSelector {
     return count;
   }
 
-  const SelectParams& p_;
+  const SelectParams<FloatArray>& p_;
   std::vector<std::vector<Candidate>> segments_;  // [N, C]
 };
 
 // IndexError in Python.
-void check_image_indices(const SelectParams& p) {
+void check_image_indices(const SelectParams<FloatArray>& p) {
   for (int64_t r = 0; r < p.num_rois; ++r) {
     const float index = p.rois[5 * r];
     if (index >= -1 && index < static_cast<float>(p.num_images) && index == std::floor(index)) continue;
@@ -144,8 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_detections_cpu(Tensor logits, 
   image_sizes = torch::stable::contiguous(image_sizes);
   scale_factors = torch::stable::contiguous(scale_factors);
   const int64_t capacity = std::min(logits.size(0) * (logits.size(1) - 1), max_output), images = image_sizes.size(0);
-  const SelectParams p = select_params(logits, deltas, rois, image_sizes, scale_factors, score_threshold, iou_threshold,
-                                       capacity, means, stds);
+  const SelectParams<FloatArray> p = select_params(logits, deltas, rois, image_sizes, scale_factors, score_threshold,
+                                                   iou_threshold, capacity, means, stds, &float_array);
   check_image_indices(p);
   Tensor boxes = new_tensor(rois, {images, capacity, 4}, ScalarType::Float);
   Tensor scores = new_tensor(rois, {images, capacity}, ScalarType::Float);
