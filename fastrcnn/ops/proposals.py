@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops.box_coding import decode_boxes
-from fastrcnn.ops.nms import nms_padded
-
-MEANS, STDS = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)  # the RPN's deltas are not normalised
+from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
 def generate_proposals(
@@ -85,33 +82,3 @@ def _(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold
         image_sizes.new_empty((num_images, capacity)),
         image_sizes.new_empty((num_images,), dtype=torch.int64),
     )
-
-
-def _generate_proposals_cuda(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size):
-    """On CUDA the op is made of others, without a host synchronisation."""
-    all_logits, all_boxes, all_levels = [], [], []
-    for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors, strict=True)):
-        num_images, num_anchors, height, width = level_logits.shape
-        # To the order of the anchors: y, x, anchor.
-        logits = level_logits.float().permute(0, 2, 3, 1).reshape(num_images, -1)
-        offsets = level_deltas.permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
-        top_logits, top = logits.sort(dim=1, descending=True, stable=True)  # unlike topk, ties by index
-        top_logits, top = top_logits[:, :pre_nms], top[:, :pre_nms]
-        top_deltas = offsets.gather(1, top[:, :, None].expand(-1, -1, 4)).float()
-        sizes = image_sizes[:, None].expand(-1, top.shape[1], -1)
-        boxes = decode_boxes(
-            level_anchors[top].reshape(-1, 4), top_deltas.reshape(-1, 4), MEANS, STDS, sizes.reshape(-1, 2)
-        )
-        all_logits.append(top_logits)
-        all_boxes.append(boxes.reshape(num_images, -1, 4))
-        all_levels.append(torch.full_like(top, level))
-    logits, boxes, levels = torch.cat(all_logits, 1), torch.cat(all_boxes, 1), torch.cat(all_levels, 1)
-    sides = boxes[..., 2:] - boxes[..., :2]
-    indices, count = nms_padded(boxes, logits, iou_threshold, post_nms, levels, (sides > min_size).all(-1))
-    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    kept_boxes = boxes.gather(1, indices[:, :, None].expand(-1, -1, 4))
-    scores = logits.gather(1, indices).sigmoid()
-    return torch.where(present[:, :, None], kept_boxes, 0), torch.where(present, scores, 0), count
-
-
-torch.library.impl("fastrcnn::generate_proposals", "cuda", _generate_proposals_cuda)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops.box_coding import decode_boxes
-from fastrcnn.ops.nms import nms_padded
+from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
 def select_detections(
@@ -35,7 +34,8 @@ def select_detections(
         boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score,
         count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros.
     Raises:
-        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N.
+        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N;
+        on CUDA, which does not wait to see it, such a RoI is never detected.
 
     Not differentiable. Has no host synchronisation.
     """
@@ -93,39 +93,3 @@ def _(
         rois.new_empty((num_images, capacity), dtype=torch.int64),
         rois.new_empty((num_images,), dtype=torch.int64),
     )
-
-
-def _select_detections_cuda(
-    logits,
-    deltas,
-    rois,
-    image_sizes,
-    scale_factors,
-    score_threshold,
-    iou_threshold,
-    max_output,
-    means,
-    stds,
-):
-    """On CUDA the op is made of others, without a host synchronisation."""
-    num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
-    image = rois[:, 0].long()
-    row = image.clamp(min=0)  # a padding RoI borrows the size of image 0
-    scores = logits.float().softmax(-1)[:, :-1].reshape(-1)
-    boxes = decode_boxes(rois[:, 1:], deltas.float(), means, stds, image_sizes[row])
-    boxes = boxes.reshape(num_rois, num_classes, 4) / scale_factors[row].repeat(1, 2)[:, None]
-    boxes = boxes.reshape(-1, 4)
-    labels = torch.arange(num_classes, device=logits.device).repeat(num_rois)
-    confident = scores > score_threshold
-    owner = image.repeat_interleave(num_classes, output_size=num_rois * num_classes)
-    kept = [
-        nms_padded(boxes[None], scores[None], iou_threshold, max_output, labels[None], (confident & (owner == i))[None])
-        for i in range(image_sizes.shape[0])
-    ]
-    indices, count = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
-    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    kept_boxes = torch.where(present[:, :, None], boxes[indices], 0)
-    return kept_boxes, torch.where(present, scores[indices], 0), torch.where(present, labels[indices], 0), count
-
-
-torch.library.impl("fastrcnn::select_detections", "cuda", _select_detections_cuda)
