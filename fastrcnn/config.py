@@ -102,6 +102,9 @@ class BoxHeadConfig:
 
 @dataclass
 class ModelConfig:
+    # random weights of FPN and box head: "mmdet" as the zoo was trained (Xavier; N(0, 0.01) for logits, N(0, 0.001) for
+    # deltas) | "fan_in" uniform, scaled by a layer's inputs alone: more exact boxes where the backbone is random, too
+    init: str = "mmdet"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FpnConfig = field(default_factory=FpnConfig)
     rpn: RpnConfig = field(default_factory=RpnConfig)

@@ -142,3 +142,18 @@ def test_state_dict_round_trip() -> None:
     other.load_state_dict(state)
     ours, theirs = (m(images(*SIZES), SIZES, FACTORS)[1] for m in (model, other))
     assert torch.equal(ours.boxes, theirs.boxes) and torch.equal(ours.scores, theirs.scores)
+
+
+def test_initial_weights() -> None:
+    """Bounds and deviations of the two settings; C4 has 256 channels here, the pooled features 32 * 7 * 7."""
+    zoo, fan_in = (small(f"init={init}", confident=False) for init in ("mmdet", "fan_in"))
+    lateral = zoo.fpn.lateral[2].weight.abs().max().item(), fan_in.fpn.lateral[2].weight.abs().max().item()
+    assert lateral == pytest.approx(((6 / (256 + 32)) ** 0.5, (3 / 256) ** 0.5), rel=0.02)
+    fc1 = zoo.box_head.fc1.weight.abs().max().item(), fan_in.box_head.fc1.weight.abs().max().item()
+    assert fc1 == pytest.approx(((6 / (32 * 49 + 64)) ** 0.5, (32 * 49) ** -0.5), rel=0.02)
+    assert zoo.box_head.logits.weight.std().item() == pytest.approx(0.01, rel=0.25)
+    assert zoo.box_head.deltas.weight.std().item() == pytest.approx(0.001, rel=0.25)
+    assert fan_in.box_head.deltas.weight.abs().max().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert (zoo.box_head.fc1.bias == 0).all() and (fan_in.box_head.fc1.bias != 0).any()
+    for model in (zoo, fan_in):
+        assert (model.fpn.lateral[0].bias == 0).all() and (model.rpn_head.objectness.bias == 0).all()

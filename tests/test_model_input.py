@@ -53,6 +53,7 @@ def test_lists_that_disagree_with_the_batch() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("init=xavier", 'model.init must be "mmdet" or "fan_in", got \'xavier\''),
         ("rpn.strides=[4, 8, 16, 32]", "rpn.strides must have one entry per level, 5"),
         ("pool.strides=[8, 16]", "pool.strides must be the first of rpn.strides"),
         ("pool.strides=[]", "pool.strides' length must be at least 1"),

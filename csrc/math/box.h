@@ -62,7 +62,7 @@ HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
 template <typename T>
 HOST_DEVICE bool suppresses(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T threshold) {
   const T inter = intersection(a, b);
-  return inter / (area_a + area_b - inter) > threshold;
+  return inter > T(0) && inter / (area_a + area_b - inter) > threshold;  // most boxes are apart: no division
 }
 
 // The largest value of T that is <= x.

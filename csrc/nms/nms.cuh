@@ -43,17 +43,21 @@ struct MaskChunk {
   }
 };
 
-// Work: `stripes` blocks of 64 threads share a row of tiles, taking its tiles in turn; a thread owns one candidate of
-// the row and reads those of the other tile from shared memory. Blocks stop where the segment ends.
+// Work: `stripes` blocks share a row of tiles, taking its tiles in turn, and stop where the segment ends. Four threads
+// own a candidate of the row; each compares it with 16 of the 64 candidates of the other tile, which all read from
+// shared memory, and writes a quarter of the word.
 template <typename T>
-__global__ void __launch_bounds__(kWordBits)
+__global__ void __launch_bounds__(kNmsThreads)
     nms_mask_kernel(Groups<T> groups, MaskChunk chunk, int stripes, T threshold) {
+  constexpr int columns_each = kWordBits / (kNmsThreads / kWordBits);
+  static_assert(columns_each == 16, "a thread writes its bits as an uint16_t");
   __shared__ Box<T> boxes[kWordBits];
   __shared__ T areas[kWordBits];
   __shared__ int32_t images[kWordBits];
   __shared__ int64_t classes[kWordBits];
+  const int row_in_tile = threadIdx.x % kWordBits, quarter = threadIdx.x / kWordBits;
   const int64_t tile = chunk.first_tile + blockIdx.x / stripes;
-  const int64_t row = tile * kWordBits + threadIdx.x;
+  const int64_t row = tile * kWordBits + row_in_tile;
   const int64_t last_row = minimum(tile * kWordBits + kWordBits, groups.n) - 1;
   const bool exists = row < groups.n;
   const Box<T> box = exists ? groups.boxes[row] : Box<T>{0, 0, 0, 0};
@@ -73,97 +77,145 @@ __global__ void __launch_bounds__(kWordBits)
     }
     __syncthreads();
     if (!exists || image < 0) continue;
-    Word suppressed = 0;
-    for (int j = w == 0 ? threadIdx.x + 1 : 0; j < columns; ++j) {
-      if (images[j] == image && classes[j] == class_id && suppresses(box, box_area, boxes[j], areas[j], threshold)) {
-        suppressed |= bit(j);
-      }
+    unsigned suppressed = 0;
+#pragma unroll 4
+    for (int i = 0; i < columns_each; ++i) {
+      const int j = quarter * columns_each + i;
+      const bool meets = j < columns && (w > 0 || j > row_in_tile) && images[j] == image && classes[j] == class_id;
+      if (meets && suppresses(box, box_area, boxes[j], areas[j], threshold)) suppressed |= 1u << i;
     }
-    chunk.word(row, w) = suppressed;
+    reinterpret_cast<uint16_t*>(&chunk.word(row, w))[quarter] = static_cast<uint16_t>(suppressed);  // little-endian
   }
 }
 
 // --- 4: scan ---------------------------------------------------------------------------------------------------------
 
+// Who is kept of the 64 candidates of a tile, given those that are gone and whom each would suppress (later ones only).
+__device__ __forceinline__ Word resolve_tile(Word gone, const Word* suppressed_by) {
+  auto low = static_cast<unsigned>(gone), high = static_cast<unsigned>(gone >> 32);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const Word word = suppressed_by[i];
+    if (!(low & (1u << i))) {
+      low |= static_cast<unsigned>(word);
+      high |= static_cast<unsigned>(word >> 32);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    if (!(high & (1u << i))) high |= static_cast<unsigned>(suppressed_by[32 + i] >> 32);
+  }
+  return ~(static_cast<Word>(high) << 32 | low);
+}
+
 // Work: a block owns the segments that begin in one tile. Those that also end there are resolved together, for they do
 // not suppress each other; at most one, the long one, goes on, and the block follows it from tile to tile:
 //   - warp 0 takes the sequential decision within the tile: 64 steps on bits, the words of the tile in shared memory;
-//   - meanwhile every thread has loaded the words that say what 8 of the rows would suppress in one of the 32 tiles
-//     ahead (a warp: 8 rows of 32 tiles), and then removes what the kept ones among them suppress.
-// Words of `removed` that lie ahead belong to this block alone: it owns the segment that reaches them.
+//   - every thread holds the words that say what 8 of the rows would suppress in one of the 32 tiles ahead (a warp: 8
+//     rows of 32 tiles) and then removes what the kept ones among them suppress. These words do not depend on who is
+//     kept, so those of the next tile are loaded while this one is resolved.
+// Who is removed of the 32 tiles ahead is in shared memory, a ring; of tiles beyond, and between chunks, in `removed`.
+// Those words belong to this block alone: it owns the segment that reaches them.
 // It stops when the long segment has kept max_output: what comes later in it could not be among the first K.
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads)
     nms_scan_kernel(Groups<T> groups, MaskChunk chunk, int64_t max_output, Word* removed, bool* keep) {
-  constexpr int rows_per_warp = kWordBits / (kNmsThreads / kWarpSize);
+  constexpr int rows_each = kWordBits / (kNmsThreads / kWarpSize);
+  constexpr int near = kWarpSize;  // tiles ahead that the ring holds
   __shared__ Word own_words[kWordBits];
+  __shared__ Word ring[2 * near];
   __shared__ Word kept_words;
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int first_row = warp * rows_per_warp;
+  const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarpSize, lane = tid % kWarpSize;
+  const int first_row = warp * rows_each;
   const int64_t first_tile = chunk.first_tile + blockIdx.x, first = first_tile * kWordBits;
   const int64_t last = minimum(first + kWordBits, groups.n) - 1;
 
   // Whatever the first tile of a chunk holds is this block's: a segment that the chunk before it cut is carried on.
-  const int64_t mine = first + threadIdx.x;
-  const bool exists = threadIdx.x < kWordBits && mine <= last && groups.images[mine] >= 0;
-  const bool begins = (threadIdx.x == 0 && blockIdx.x == 0) || (exists && !groups.same_segment(mine - 1, mine));
-  const Word starts = block_bits64(exists && begins);
+  const bool exists = tid < kWordBits && first + tid <= last && groups.images[first + tid] >= 0;
+  const bool begins = (tid == 0 && blockIdx.x == 0) || (exists && !groups.same_segment(first + tid - 1, first + tid));
+  const Word present = block_bits64(exists), starts = block_bits64(exists && begins);
   if (starts == 0) return;
-  const int first_start = __ffsll(static_cast<long long>(starts)) - 1;
 
-  int64_t last_tile = first_tile;  // where the long segment ends
-  for (int more = groups.images[last] >= 0 ? kNmsThreads : 0; more == kNmsThreads; last_tile += more) {
-    const int64_t ahead = (last_tile + 1 + threadIdx.x) * kWordBits;
+  // The long segment: from long_first to before long_end.
+  const bool is_long = groups.images[last] >= 0;
+  const int64_t long_first = is_long ? first + 63 - __clzll(static_cast<long long>(starts)) : groups.n;
+  int64_t last_tile = first_tile;
+  for (int more = is_long ? kNmsThreads : 0; more == kNmsThreads; last_tile += more) {
+    const int64_t ahead = (last_tile + 1 + tid) * kWordBits;
     more = __syncthreads_count(ahead < groups.n && groups.same_segment(last, ahead));
   }
+  const int64_t in_last = last_tile * kWordBits + tid;
+  const Word at_end = block_bits64(tid < kWordBits && in_last < groups.n && groups.same_segment(last, in_last));
+  const int64_t long_end = last_tile * kWordBits + 64 - __clzll(static_cast<long long>(at_end));
+
+  Word own = 0, ahead[rows_each];  // of the tile to come
+  const auto load = [&](int64_t tile, bool own_needed) {
+    own = own_needed ? chunk.word(tile * kWordBits + tid, 0) : 0;
+#pragma unroll
+    for (int i = 0; i < rows_each; ++i) {
+      const int64_t row = tile * kWordBits + first_row + i;
+      const bool needed = row >= long_first && row < long_end && tile + 1 + lane <= last_tile;
+      ahead[i] = needed ? chunk.word(row, 1 + lane) : 0;
+    }
+  };
+  // All words of the first tile's present candidates, also of those whose segment another block owns: not resolved.
+  load(first_tile, exists);
+  if (tid < 2 * near) {
+    const bool carried = blockIdx.x == 0 && tid < near && first_tile + tid <= last_tile;
+    ring[(first_tile + tid) % (2 * near)] = carried ? removed[first_tile + tid] : 0;
+  }
+  Word members = present & ~(bit(__ffsll(static_cast<long long>(starts)) - 1) - 1);
   int64_t num_kept = 0;  // of the long segment
 
-  for (int64_t tile = first_tile; tile <= last_tile && tile < chunk.last_tile; ++tile) {
-    const int64_t position = tile * kWordBits + threadIdx.x;
-    const bool in_tile = threadIdx.x < kWordBits && position < groups.n && groups.images[position] >= 0;
-    const bool goes_on = in_tile && groups.same_segment(last, position);
-    const bool member = tile == first_tile ? in_tile && static_cast<int>(threadIdx.x) >= first_start : goes_on;
-    if (threadIdx.x < kWordBits) own_words[threadIdx.x] = member ? chunk.word(position, 0) : 0;
-    const Word members = block_bits64(member), long_members = block_bits64(goes_on);  // with barriers
-
-    Word ahead[rows_per_warp];
-    const bool has_ahead = tile + 1 + lane <= last_tile;
+  for (int64_t tile = first_tile;; ++tile) {
+    if (tid < kWordBits) own_words[tid] = own;
+    Word suppressed[rows_each];
 #pragma unroll
-    for (int i = 0; i < rows_per_warp; ++i) {
-      const bool needed = has_ahead && (long_members & bit(first_row + i));
-      ahead[i] = needed ? chunk.word(tile * kWordBits + first_row + i, 1 + lane) : 0;
-    }
+    for (int i = 0; i < rows_each; ++i) suppressed[i] = ahead[i];
+    __syncthreads();  // and what the tile before removed is in the ring
+    const bool goes_on = tile < last_tile && tile + 1 < chunk.last_tile;
+    if (goes_on) load(tile + 1, tid < kWordBits && (tile + 1) * kWordBits + tid < long_end);
     if (warp == 0) {
-      Word gone = ~members | atomicOr(&removed[tile], Word(0));
-#pragma unroll 8
-      for (int i = 0; i < kWordBits; ++i) {
-        if (!(gone & bit(i))) gone |= own_words[i];
-      }
-      if (lane == 0) kept_words = ~gone;
+      const Word kept = resolve_tile(~members | ring[tile % (2 * near)], own_words);
+      if (lane == 0) kept_words = kept;
+    } else if (tid == kWarpSize && tile + near <= last_tile) {  // enters the ring, of which it has had no part yet
+      ring[(tile + near) % (2 * near)] = atomicOr(&removed[tile + near], Word(0));
     }
     __syncthreads();
-    const Word kept = kept_words, long_kept = kept & long_members;
-    if (threadIdx.x < kWordBits && (kept & bit(threadIdx.x))) {
+    const Word kept = kept_words;
+    if (tid < kWordBits && (kept & bit(tid))) {
+      const int64_t position = tile * kWordBits + tid;
       keep[groups.ranks != nullptr ? groups.ranks[position] : position] = true;
     }
-    num_kept += __popcll(long_kept);
-    if (num_kept >= max_output) break;
-    Word gone_ahead = 0;
+    Word gone = 0, long_kept = 0;  // of this thread's rows
 #pragma unroll
-    for (int i = 0; i < rows_per_warp; ++i) {
-      if (long_kept & bit(first_row + i)) gone_ahead |= ahead[i];
-    }
-    if (gone_ahead != 0) atomicOr(&removed[tile + 1 + lane], gone_ahead);
-    for (int64_t w = 1 + kWarpSize + lane; tile + w <= last_tile; w += kWarpSize) {
-      gone_ahead = 0;
-#pragma unroll
-      for (int i = 0; i < rows_per_warp; ++i) {
-        if (long_kept & bit(first_row + i)) gone_ahead |= chunk.word(tile * kWordBits + first_row + i, w);
+    for (int i = 0; i < rows_each; ++i) {
+      if (kept & bit(first_row + i)) {
+        gone |= suppressed[i];
+        long_kept |= bit(i);
       }
-      if (gone_ahead != 0) atomicOr(&removed[tile + w], gone_ahead);
     }
-    __syncthreads();  // all of it is removed before the next tile is resolved
+    if (gone != 0) atomicOr(&ring[(tile + 1 + lane) % (2 * near)], gone);
+    for (int64_t w = 1 + near + lane; tile + w <= last_tile; w += near) {
+      gone = 0;
+#pragma unroll
+      for (int i = 0; i < rows_each; ++i) {
+        const int64_t row = tile * kWordBits + first_row + i;
+        if ((long_kept & bit(i)) && row >= long_first && row < long_end) gone |= chunk.word(row, w);
+      }
+      if (gone != 0) atomicOr(&removed[tile + w], gone);
+    }
+    const int64_t before = long_first - tile * kWordBits;  // candidates of this tile that lie before the long segment
+    num_kept += __popcll(before > 0 ? (before < kWordBits ? kept >> before : 0) : kept);
+    if (num_kept >= max_output) return;
+    if (!goes_on) break;
+    const int64_t rest = long_end - (tile + 1) * kWordBits;
+    members = rest < kWordBits ? bit(static_cast<int>(rest)) - 1 : ~Word(0);
   }
+  // The next chunk carries the segment on.
+  __syncthreads();
+  const int64_t later = chunk.last_tile + tid;
+  if (tid < near && later <= last_tile) atomicOr(&removed[later], ring[later % (2 * near)]);
 }
 
 // --- 5: collect ------------------------------------------------------------------------------------------------------
@@ -262,11 +314,11 @@ void launch_nms(const NmsParams<T>& p, void* memory, int64_t* indices, int64_t* 
   const auto zeros = reinterpret_cast<char*>(s.keep + n) - reinterpret_cast<char*>(s.removed);
   zero_async("nms", s.removed, static_cast<size_t>(zeros), stream);
   const int64_t chunk_tiles = s.mask_rows / kWordBits;
-  const int stripes = static_cast<int>(minimum<int64_t>(s.mask_words, 8));
+  const int stripes = static_cast<int>(minimum<int64_t>(s.mask_words, 32));
   for (int64_t first = 0; first < tiles; first += chunk_tiles) {
     const MaskChunk chunk{first, minimum(first + chunk_tiles, tiles), s.mask_words, s.mask};
     const int64_t rows = chunk.last_tile - chunk.first_tile;
-    launch("nms (mask)", &nms_mask_kernel<T>, rows * stripes, kWordBits, 0, stream, s.groups, chunk, stripes,
+    launch("nms (mask)", &nms_mask_kernel<T>, rows * stripes, kNmsThreads, 0, stream, s.groups, chunk, stripes,
            p.threshold);
     launch("nms (scan)", &nms_scan_kernel<T>, rows, kNmsThreads, 0, stream, s.groups, chunk, p.max_output, s.removed,
            s.keep);
