@@ -38,9 +38,18 @@ struct TopKLevel {
   // Where the level begins in the arrays of an image.
   int64_t first_group, first_chunk, first_logit, first_chosen;
 
-  template <typename Feature>
-  __device__ __forceinline__ int32_t key(int64_t image, int64_t i) const {
-    return top_k_key(maps.objectness.at<Feature>(maps.logit_place(image, i)));
+  // The keys of the logits first, first + stride, ...; INT32_MIN, which no logit has, beyond the last one. All are read
+  // before the first is looked at, so that the thread waits for memory once.
+  template <typename Feature, int count>
+  __device__ __forceinline__ void read_keys(int64_t image, int64_t first, int64_t stride,
+                                            int32_t (&keys)[count]) const {
+    float read[count];
+#pragma unroll
+    for (int j = 0; j < count; ++j) {
+      read[j] = maps.objectness.at<Feature>(maps.logit_place(image, minimum(first + j * stride, size - 1)));
+    }
+#pragma unroll
+    for (int j = 0; j < count; ++j) keys[j] = first + j * stride < size ? top_k_key(read[j]) : INT32_MIN;
   }
 };
 
@@ -95,17 +104,29 @@ inline void append_level(TopKParams& p, const ProposalLevel<DeviceFloatArray>& m
 
 // Of n keys, k from 1 to n, in the `bits` highest bits; the others are the lowest there are. Found by a whole block.
 // The bits are decided from the highest on: one is set if as many as k keys are not below what that makes.
+// The first keys of each thread stay in registers.
 template <int threads>
 __device__ __forceinline__ int32_t block_kth_largest(const int32_t* keys, int64_t n, int64_t k, int bits) {
   alignas(16) __shared__ int counts[2][threads / kWarpSize];  // taken in turn, so that one barrier per bit is enough
   constexpr uint32_t sign = uint32_t(1) << 31;                // flipped: the unsigned order is the order of keys
+  constexpr int own_keys = 4;
+  int32_t own[own_keys];
+#pragma unroll
+  for (int j = 0; j < own_keys; ++j) {
+    const int64_t i = j * threads + threadIdx.x;
+    own[j] = i < n ? keys[i] : INT32_MIN;  // below every pivot
+  }
   uint32_t decided = 0;
   for (int bit = 31; bit > 31 - bits; --bit) {
     const uint32_t trial = decided | uint32_t(1) << bit;
     const auto pivot = static_cast<int32_t>(trial ^ sign);
     int count = 0;
+#pragma unroll
+    for (int j = 0; j < own_keys; ++j) {
+      if (j * threads < n) count += __popc(__ballot_sync(kFullWarp, own[j] >= pivot));
+    }
 #pragma unroll 4
-    for (int64_t first = 0; first < n; first += threads) {
+    for (int64_t first = own_keys * threads; first < n; first += threads) {
       const int64_t i = first + threadIdx.x;
       count += __popc(__ballot_sync(kFullWarp, i < n && keys[i] >= pivot));
     }
@@ -130,9 +151,11 @@ struct WriteGroupMaximum {
     const TopKLevel& level = p.levels[p.level_of(&TopKLevel::first_group, in_image)];
     with_float_type(level.maps.objectness.type, [&]<typename Feature>() {
       int32_t best = INT32_MIN;
-#pragma unroll 8
-      for (int64_t i = in_image - level.first_group; i < level.size; i += level.num_groups) {
-        best = maximum(best, level.key<Feature>(image, i));
+      const int64_t step = kLogitsPerThread * level.num_groups;
+      for (int64_t i = in_image - level.first_group; i < level.size; i += step) {
+        int32_t keys[kLogitsPerThread];
+        level.read_keys<Feature>(image, i, level.num_groups, keys);
+        for (const int32_t key : keys) best = maximum(best, key);
       }
       p.maxima[item] = best;
     });
@@ -166,13 +189,8 @@ __global__ void __launch_bounds__(threads) top_k_filter_kernel(TopKParams p) {
   const int32_t bound = p.bounds[image * p.num_levels + level_index];
 
   int32_t keys[kLogitsPerThread];
-  with_float_type(level.maps.objectness.type, [&]<typename Feature>() {
-#pragma unroll
-    for (int j = 0; j < kLogitsPerThread; ++j) {
-      const int64_t i = first + j * kWarpSize;
-      keys[j] = i < level.size ? level.key<Feature>(image, i) : INT32_MIN;
-    }
-  });
+  with_float_type(level.maps.objectness.type,
+                  [&]<typename Feature>() { level.read_keys<Feature>(image, first, kWarpSize, keys); });
   unsigned passes[kLogitsPerThread];
   int count = 0;
 #pragma unroll
