@@ -11,6 +11,8 @@
 #define CU_DYNAMIC_SHARED(T, name)                            \
   extern __shared__ __align__(16) unsigned char name##_raw[]; \
   T* const name = reinterpret_cast<T*>(name##_raw)
+#elif !defined(__grid_constant__)
+#define __grid_constant__  // a parameter that may be indexed without a copy in local memory
 #endif
 
 #include <cstddef>

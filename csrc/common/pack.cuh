@@ -44,4 +44,18 @@ __device__ __forceinline__ void from_sum(double sum, double& value) { value = su
 __device__ __forceinline__ void from_sum(float sum, __half& value) { value = __float2half_rn(sum); }
 __device__ __forceinline__ void from_sum(float sum, __nv_bfloat16& value) { value = __float2bfloat16_rn(sum); }
 
+// *where += values, each number by an atomic addition; four floats are one instruction where there is one.
+template <typename T, int count>
+__device__ __forceinline__ void atomic_add(Pack<T, count>* where, const Pack<T, count>& values) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (sizeof(T) == 4 && count == 4) {
+    atomicAdd(reinterpret_cast<float4*>(where),
+              make_float4(values.values[0], values.values[1], values.values[2], values.values[3]));
+  } else
+#endif
+  {
+    for (int i = 0; i < count; ++i) atomicAdd(&where->values[i], values.values[i]);
+  }
+}
+
 }  // namespace fastrcnn

@@ -46,9 +46,9 @@ __device__ __forceinline__ bool may_touch(const RoiAxis<T>& axis, int bins, int 
 }
 
 template <typename Feature, typename T>
-__global__ void __launch_bounds__(kTile* kTileChannels)
-    roi_align_gather_kernel(RoiAlignParams<T> p, TileTable table, const Feature* __restrict__ grad,
-                            FeatureMaps<T> sums) {
+__global__ void __launch_bounds__(kTile* kTileChannels, kRoiAlignBlocks)
+    roi_align_gather_kernel(const __grid_constant__ RoiAlignParams<T> p, const __grid_constant__ TileTable table,
+                            const Feature* __restrict__ grad, const __grid_constant__ FeatureMaps<T> sums) {
   constexpr int threads = kTile * kTileChannels;
   __shared__ int64_t chosen[threads];  // RoIs that may touch the tile
   __shared__ T y_weights[kBinChunk][kTile], x_weights[kBinChunk][kTile];
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kTile* kTileChannels)
             bool any = false;
             for (int i = 0; i < kTile; ++i) weights[i] = T(0);
             if (bin < (along_y ? rows : columns)) {
-              for_each_cell(along_y ? place.y : place.x, (along_y ? p0 : q0) + bin, [&](int cell, T weight) {
+              for_each_cell(choose_axis(place, along_y), (along_y ? p0 : q0) + bin, [&](int cell, T weight) {
                 if (cell < first || cell >= first + kTile) return;
                 weights[cell - first] += weight;
                 any = true;
