@@ -34,4 +34,11 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
       "iou_loss(Tensor pred, Tensor target, str kind, str mode, float eps, float beta) "
       "-> (Tensor loss, Tensor derivative)");
   m.def("_iou_loss_backward(Tensor grad, Tensor derivative) -> Tensor");
+  m.def(
+      "generate_proposals(Tensor[] objectness, Tensor[] deltas, Tensor[] anchors, Tensor image_sizes, SymInt pre_nms, "
+      "SymInt post_nms, float iou_threshold, float min_size) -> (Tensor boxes, Tensor scores, Tensor count)");
+  m.def(
+      "select_detections(Tensor logits, Tensor deltas, Tensor rois, Tensor image_sizes, Tensor scale_factors, "
+      "float score_threshold, float iou_threshold, SymInt max_output, float[] means, float[] stds) "
+      "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor count)");
 }

@@ -26,6 +26,31 @@ __device__ __forceinline__ BlockRank block_rank(bool flag) {
   return result;
 }
 
+// The sum of the values of the threads before this one, and of all.
+struct BlockPrefix {
+  int before, total;
+};
+
+template <int threads>
+__device__ __forceinline__ BlockPrefix block_prefix(int value) {
+  __shared__ int sums[threads / kWarpSize];
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  int through = value;  // the sum within the warp up to and including this thread
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const int other = __shfl_up_sync(kFullWarp, through, distance);
+    if (lane >= distance) through += other;
+  }
+  __syncthreads();  // the sums of an earlier call have been read
+  if (lane == kWarpSize - 1) sums[warp] = through;
+  __syncthreads();
+  BlockPrefix result{through - value, 0};
+  for (int w = 0; w < threads / kWarpSize; ++w) {
+    if (w < warp) result.before += sums[w];
+    result.total += sums[w];
+  }
+  return result;
+}
+
 // The flags of the block's first 64 threads as bits.
 __device__ __forceinline__ unsigned long long block_bits64(bool flag) {
   __shared__ unsigned halves[2];

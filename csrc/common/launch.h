@@ -27,7 +27,7 @@ constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 constexpr size_t kSharedBytes = 48 << 10;  // of shared memory, static and dynamic, that every block may have
 
 // Blocks that cover `items`.
-inline int64_t blocks_for(int64_t items, int64_t items_per_block) {
+HOST_DEVICE int64_t blocks_for(int64_t items, int64_t items_per_block) {
   return (items + items_per_block - 1) / items_per_block;
 }
 

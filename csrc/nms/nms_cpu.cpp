@@ -1,13 +1,13 @@
 // NMS on the CPU. The candidates of an image are sorted by score once; each class is then resolved alone (classes never
-// meet, so no coordinate offset is needed) over coordinates in separate arrays (nms_simd.inl), and the kept ones are
-// read off in the order of the scores. Threads own images, or the classes of a single image.
+// meet, so no coordinate offset is needed) over coordinates in separate arrays (nms_greedy.h, nms_simd.inl), and the
+// kept ones are read off in the order of the scores. Threads own images, or the classes of a single image.
 #include "nms.h"
 
 #include <algorithm>
 #include <unordered_map>
 
 #include "../math/score.h"
-#include "nms_simd.h"
+#include "nms_greedy.h"
 
 namespace fastrcnn {
 namespace {
@@ -52,25 +52,9 @@ std::vector<std::vector<int64_t>> group_by_class(const std::vector<int64_t>& can
 template <typename T>
 void resolve_class(const Box<T>* boxes, const std::vector<int64_t>& candidates, const std::vector<int64_t>& positions,
                    int64_t max_output, T threshold, uint8_t* keep) {
-  const auto n = static_cast<int64_t>(positions.size());
-  const int64_t padded = (n + kNmsBlock - 1) / kNmsBlock * kNmsBlock;
-  std::vector<T> coordinates(static_cast<size_t>(5 * padded), T(0));
-  std::vector<int32_t> alive(static_cast<size_t>(padded), 0);
-  T *x1 = coordinates.data(), *y1 = x1 + padded, *x2 = y1 + padded, *y2 = x2 + padded, *areas = y2 + padded;
-  for (int64_t i = 0; i < n; ++i) {
-    const Box<T>& box = boxes[candidates[positions[i]]];
-    x1[i] = box.x1, y1[i] = box.y1, x2[i] = box.x2, y2[i] = box.y2;
-    areas[i] = area(box);
-    alive[i] = -1;
-  }
-  const NmsBoxes<T> sorted{x1, y1, x2, y2, areas, alive.data(), padded};
-  int64_t num_kept = 0;
-  for (int64_t i = 0; i < n && num_kept < max_output; ++i) {
-    if (!alive[i]) continue;
-    keep[positions[i]] = 1;
-    ++num_kept;
-    FASTRCNN_SIMD(suppress_after, sorted, i, threshold);
-  }
+  greedy_nms(
+      static_cast<int64_t>(positions.size()), [&](int64_t i) { return boxes[candidates[positions[i]]]; }, threshold,
+      max_output, [&](int64_t i) { keep[positions[i]] = 1; });
 }
 
 template <typename T>

@@ -8,8 +8,11 @@
 #include "../assignment/assignment_simd.h"
 #include "../iou_loss/iou_loss_simd.h"
 #include "../nms/nms_simd.h"
+#include "../proposals/proposals_simd.h"
 #include "../roi_align/roi_align_simd.h"
 #include "../roi_pool/roi_pool_simd.h"
+#include "../selection/selection_simd.h"
+#include "widen.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
@@ -18,8 +21,11 @@
 #include "../assignment/assignment_simd.inl"
 #include "../iou_loss/iou_loss_simd.inl"
 #include "../nms/nms_simd.inl"
+#include "../proposals/proposals_simd.inl"
 #include "../roi_align/roi_align_simd.inl"
 #include "../roi_pool/roi_pool_simd.inl"
+#include "../selection/selection_simd.inl"
+#include "widen.inl"
 #pragma GCC pop_options
 
 #endif

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops.box_coding import decode_boxes
-from fastrcnn.ops.nms import nms_padded
-
-MEANS, STDS = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)  # the RPN's deltas are not normalised
+from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
 def generate_proposals(
@@ -49,28 +46,16 @@ def generate_proposals(
     image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=objectness[0].device)
     for level in range(len(objectness)):
         _check_level(objectness[level], deltas[level], anchors[level], image_sizes)
-    all_logits, all_boxes, all_levels = [], [], []
-    for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors, strict=True)):
-        num_images, num_anchors, height, width = level_logits.shape
-        # To the order of the anchors: y, x, anchor.
-        logits = level_logits.detach().float().permute(0, 2, 3, 1).reshape(num_images, -1)
-        offsets = level_deltas.detach().permute(0, 2, 3, 1).reshape(num_images, height * width * num_anchors, 4)
-        top_logits, top = logits.topk(min(pre_nms, logits.shape[1]), dim=1)
-        top_deltas = offsets.gather(1, top[:, :, None].expand(-1, -1, 4)).float()
-        sizes = image_sizes[:, None].expand(-1, top.shape[1], -1)
-        boxes = decode_boxes(
-            level_anchors[top].reshape(-1, 4), top_deltas.reshape(-1, 4), MEANS, STDS, sizes.reshape(-1, 2)
-        )
-        all_logits.append(top_logits)
-        all_boxes.append(boxes.reshape(num_images, -1, 4))
-        all_levels.append(torch.full_like(top, level))
-    logits, boxes, levels = torch.cat(all_logits, 1), torch.cat(all_boxes, 1), torch.cat(all_levels, 1)
-    sides = boxes[..., 2:] - boxes[..., :2]
-    indices, count = nms_padded(boxes, logits, iou_threshold, post_nms, levels, (sides > min_size).all(-1))
-    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    kept_boxes = boxes.gather(1, indices[:, :, None].expand(-1, -1, 4))
-    scores = logits.gather(1, indices).sigmoid()
-    return torch.where(present[:, :, None], kept_boxes, 0), torch.where(present, scores, 0), count
+    return torch.ops.fastrcnn.generate_proposals(
+        [level.detach() for level in objectness],
+        [level.detach() for level in deltas],
+        list(anchors),
+        image_sizes,
+        pre_nms,
+        post_nms,
+        iou_threshold,
+        min_size,
+    )
 
 
 def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
@@ -86,3 +71,14 @@ def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_size
         )
     if image_sizes.shape != (num_images, 2):
         raise ValueError(f"image_sizes: expected shape [N, 2] = [{num_images}, 2], got {list(image_sizes.shape)}")
+
+
+@torch.library.register_fake("fastrcnn::generate_proposals")
+def _(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size):
+    candidates = sum(torch.sym_min(pre_nms, logits[0].numel()) for logits in objectness)
+    num_images, capacity = image_sizes.shape[0], torch.sym_min(candidates, post_nms)
+    return (
+        image_sizes.new_empty((num_images, capacity, 4)),
+        image_sizes.new_empty((num_images, capacity)),
+        image_sizes.new_empty((num_images,), dtype=torch.int64),
+    )

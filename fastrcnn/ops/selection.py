@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn.ops.box_coding import decode_boxes
-from fastrcnn.ops.nms import nms_padded
+from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
 def select_detections(
@@ -35,31 +34,26 @@ def select_detections(
         boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score,
         count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros.
     Raises:
-        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N.
+        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N;
+        on CUDA, which does not wait to see it, such a RoI is never detected.
 
     Not differentiable. Has no host synchronisation.
     """
     image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=logits.device)
     scale_factors = torch.as_tensor(scale_factors, dtype=torch.float32, device=logits.device)
     _check(logits, deltas, rois, image_sizes, scale_factors)
-    num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
-    image = rois[:, 0].long()
-    row = image.clamp(min=0)  # a padding RoI borrows the size of image 0
-    scores = logits.detach().float().softmax(-1)[:, :-1].reshape(-1)
-    boxes = decode_boxes(rois[:, 1:], deltas.detach().float(), means, stds, image_sizes[row])
-    boxes = boxes.reshape(num_rois, num_classes, 4) / scale_factors[row].repeat(1, 2)[:, None]
-    boxes = boxes.reshape(-1, 4)
-    labels = torch.arange(num_classes, device=logits.device).repeat(num_rois)
-    confident = scores > score_threshold
-    owner = image.repeat_interleave(num_classes, output_size=num_rois * num_classes)
-    kept = [
-        nms_padded(boxes[None], scores[None], iou_threshold, max_output, labels[None], (confident & (owner == i))[None])
-        for i in range(image_sizes.shape[0])
-    ]
-    indices, count = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
-    present = torch.arange(indices.shape[1], device=indices.device) < count[:, None]
-    kept_boxes = torch.where(present[:, :, None], boxes[indices], 0)
-    return kept_boxes, torch.where(present, scores[indices], 0), torch.where(present, labels[indices], 0), count
+    return torch.ops.fastrcnn.select_detections(
+        logits.detach(),
+        deltas.detach(),
+        rois.detach(),
+        image_sizes,
+        scale_factors,
+        score_threshold,
+        iou_threshold,
+        max_output,
+        list(means),
+        list(stds),
+    )
 
 
 def _check(logits: Tensor, deltas: Tensor, rois: Tensor, image_sizes: Tensor, scale_factors: Tensor) -> None:
@@ -76,3 +70,26 @@ def _check(logits: Tensor, deltas: Tensor, rois: Tensor, image_sizes: Tensor, sc
         raise ValueError(
             f"scale_factors: expected shape [N, 2] = {list(image_sizes.shape)}, got {list(scale_factors.shape)}"
         )
+
+
+@torch.library.register_fake("fastrcnn::select_detections")
+def _(
+    logits,
+    deltas,
+    rois,
+    image_sizes,
+    scale_factors,
+    score_threshold,
+    iou_threshold,
+    max_output,
+    means,
+    stds,
+):
+    num_images = image_sizes.shape[0]
+    capacity = torch.sym_min(logits.shape[0] * (logits.shape[1] - 1), max_output)
+    return (
+        rois.new_empty((num_images, capacity, 4)),
+        rois.new_empty((num_images, capacity)),
+        rois.new_empty((num_images, capacity), dtype=torch.int64),
+        rois.new_empty((num_images,), dtype=torch.int64),
+    )
