@@ -82,6 +82,7 @@ struct TopKParams {
   }
 };
 
+// Sizes and first places; levels must be appended in order.
 inline void append_level(TopKParams& p, const ProposalLevel<DeviceFloatArray>& maps, int64_t pre_nms) {
   TopKLevel level{};
   level.maps = maps;

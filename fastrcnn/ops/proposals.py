@@ -34,7 +34,8 @@ def generate_proposals(
         boxes [N, P, 4] in pixels of the network input, scores [N, P] in (0, 1), both float32 and by descending score,
         count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros.
     Raises:
-        ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device.
+        ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device; on CUDA, more than 8
+        levels.
 
     Not differentiable. Has no host synchronisation.
     """
