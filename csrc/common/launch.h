@@ -43,7 +43,7 @@ void launch(const char* what, void (*kernel)(Parameters...), int64_t blocks, int
   }
 #if defined(FASTRCNN_CUDA_EMULATOR)
   static_cast<void>(stream);
-  ::cuemu::launch(what, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes,
+  ::cuda_emulator::launch(what, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes,
                   [&] { kernel(args...); });
 #else
   // clang-format off
