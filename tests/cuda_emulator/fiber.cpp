@@ -55,8 +55,8 @@ size_t main_stack_bytes = 0;
 char* new_stack() {
   constexpr size_t step = kStackBytes + kGuardBytes;
   if (stacks == nullptr) {
-    void* memory = mmap(nullptr, kMaxFibers * step, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kMaxFibers * step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("CUDA emulator: no memory for the stacks of threads");
     stacks = static_cast<char*>(memory);
   }

@@ -1,5 +1,5 @@
-// __half and __nv_bfloat16: types that numbers are stored in, and their conversion, rounded to the nearest, ties to even.
-// Arithmetic on them is left out on purpose: the kernels compute in float.
+// __half and __nv_bfloat16: types that numbers are stored in, and their conversion, rounded to the nearest, ties to
+// even. Arithmetic on them is left out on purpose: the kernels compute in float.
 #pragma once
 
 #include <cmath>
@@ -29,9 +29,9 @@ inline float __half2float(__half value) {
 
 inline __half __float2half_rn(float value) {
   const uint32_t bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return {0x7FFF};                                        // NaN
-  if (magnitude >= 0x477FF000u) return {static_cast<uint16_t>(sign | 0x7C00u)};        // rounds to infinity
-  if (magnitude < 0x38800000u) {                                                       // subnormal
+  if (magnitude > 0x7F800000u) return {0x7FFF};                                  // NaN
+  if (magnitude >= 0x477FF000u) return {static_cast<uint16_t>(sign | 0x7C00u)};  // rounds to infinity
+  if (magnitude < 0x38800000u) {                                                 // subnormal
     const float units = std::nearbyint(__uint_as_float(magnitude) * 0x1p24f);
     return {static_cast<uint16_t>(sign | static_cast<uint32_t>(units))};
   }

@@ -57,8 +57,7 @@ inline int __all_sync(unsigned mask, int predicate, CUDA_EMULATOR_PLACE) {
 template <typename T>
 unsigned __match_any_sync(unsigned mask, T value, CUDA_EMULATOR_PLACE) {
   const auto bits = ::cuda_emulator::bit_copy_padded<uint64_t>(value);
-  return static_cast<unsigned>(
-      ::cuda_emulator::warp_op(::cuda_emulator::WarpOp::kMatch, mask, bits, 0, {file, line}));
+  return static_cast<unsigned>(::cuda_emulator::warp_op(::cuda_emulator::WarpOp::kMatch, mask, bits, 0, {file, line}));
 }
 
 template <typename T>
@@ -97,8 +96,8 @@ T warp_reduce(unsigned mask, T value, const Function& function, Place place) {
   return result;
 }
 }  // namespace cuda_emulator
-#define CUDA_EMULATOR_REDUCE(name, T, expression)                                                   \
-  inline T name(unsigned mask, T value, CUDA_EMULATOR_PLACE) {                                      \
+#define CUDA_EMULATOR_REDUCE(name, T, expression)                                                             \
+  inline T name(unsigned mask, T value, CUDA_EMULATOR_PLACE) {                                                \
     return ::cuda_emulator::warp_reduce(mask, value, [](T a, T b) -> T { return expression; }, {file, line}); \
   }
 CUDA_EMULATOR_REDUCE(__reduce_add_sync, unsigned, a + b)
@@ -126,13 +125,13 @@ __attribute__((no_sanitize("thread"), noinline)) T read_modify_write(T* address,
 
 }  // namespace cuda_emulator
 
-#define CUDA_EMULATOR_ATOMIC(name, expression)                                                            \
-  template <typename T>                                                                                   \
-  __forceinline__ T name(T* address, std::type_identity_t<T> value) {                                                     \
-    return ::cuda_emulator::read_modify_write(address, [=](T before) -> T {                               \
-      static_cast<void>(before);                                                                          \
-      return expression;                                                                                  \
-    });                                                                                                   \
+#define CUDA_EMULATOR_ATOMIC(name, expression)                              \
+  template <typename T>                                                     \
+  __forceinline__ T name(T* address, std::type_identity_t<T> value) {       \
+    return ::cuda_emulator::read_modify_write(address, [=](T before) -> T { \
+      static_cast<void>(before);                                            \
+      return expression;                                                    \
+    });                                                                     \
   }
 CUDA_EMULATOR_ATOMIC(atomicAdd, before + value)
 CUDA_EMULATOR_ATOMIC(atomicSub, before - value)
@@ -174,8 +173,8 @@ inline long long __double_as_longlong(double value) { return ::cuda_emulator::bi
 inline double __longlong_as_double(long long bits) { return ::cuda_emulator::bit_copy_padded<double>(bits); }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 
-#define CUDA_EMULATOR_MIN_MAX(T)                      \
-  inline T max(T a, T b) { return a > b ? a : b; }    \
+#define CUDA_EMULATOR_MIN_MAX(T)                   \
+  inline T max(T a, T b) { return a > b ? a : b; } \
   inline T min(T a, T b) { return a < b ? a : b; }
 CUDA_EMULATOR_MIN_MAX(int)
 CUDA_EMULATOR_MIN_MAX(unsigned)

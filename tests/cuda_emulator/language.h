@@ -28,18 +28,12 @@
 #define CU_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::cuda_emulator::dynamic_shared())
 
 // Aligned as in CUDA, so that UndefinedBehaviorSanitizer finds misaligned vector loads.
-#define CUDA_EMULATOR_VECTORS(T, name, align2, align4)                   \
-  struct alignas(align2) name##2 {                                       \
-    T x, y;                                                              \
-  };                                                                     \
-  struct name##3 {                                                       \
-    T x, y, z;                                                           \
-  };                                                                     \
-  struct alignas(align4) name##4 {                                       \
-    T x, y, z, w;                                                        \
-  };                                                                     \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }             \
-  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }     \
+#define CUDA_EMULATOR_VECTORS(T, name, align2, align4)               \
+  struct alignas(align2) name##2 { T x, y; };                        \
+  struct name##3 { T x, y, z; };                                     \
+  struct alignas(align4) name##4 { T x, y, z, w; };                  \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 CUDA_EMULATOR_VECTORS(float, float, 8, 16)
 CUDA_EMULATOR_VECTORS(double, double, 16, 16)

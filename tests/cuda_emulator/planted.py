@@ -1,4 +1,4 @@
-"""Runs one kernel of planted.cu: python planted.py VARIANT KERNEL N [SCHEDULE] prints its error or its numbers."""
+"""Runs a kernel of planted.cu, built as LIBRARY, on N numbers in memory for ROOM: planted.py LIBRARY KERNEL N ROOM."""
 
 import ctypes
 import os

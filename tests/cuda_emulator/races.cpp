@@ -188,12 +188,12 @@ void __tsan_vptr_update(void**, void*) {}
 void __tsan_read_range(void* p, unsigned long n) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, unsigned long n) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); }
 
-#define CUDA_EMULATOR_ACCESS(n)                                                                             \
-  void __tsan_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }                   \
-  void __tsan_write##n(void* p) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); }                 \
-  void __tsan_unaligned_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }         \
-  void __tsan_unaligned_write##n(void* p) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); }       \
-  void __tsan_volatile_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }          \
+#define CUDA_EMULATOR_ACCESS(n)                                                                       \
+  void __tsan_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }             \
+  void __tsan_write##n(void* p) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); }           \
+  void __tsan_unaligned_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }   \
+  void __tsan_unaligned_write##n(void* p) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); } \
+  void __tsan_volatile_read##n(void* p) { touch(p, n, Kind::kRead, __builtin_return_address(0)); }    \
   void __tsan_volatile_write##n(void* p) { touch(p, n, Kind::kWrite, __builtin_return_address(0)); }
 CUDA_EMULATOR_ACCESS(1)
 CUDA_EMULATOR_ACCESS(2)
@@ -202,20 +202,20 @@ CUDA_EMULATOR_ACCESS(8)
 CUDA_EMULATOR_ACCESS(16)
 
 // Atomics of the host's code (reference counts, locks): done, not watched.
-#define CUDA_EMULATOR_HOST_ATOMIC(bits, T)                                                                            \
-  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }             \
-  void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }             \
-  T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_add(volatile T* p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_sub(volatile T* p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_and(volatile T* p, T v, int) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_or(volatile T* p, T v, int) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }     \
-  T __tsan_atomic##bits##_fetch_xor(volatile T* p, T v, int) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); }   \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T v, int, int) {                      \
-    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                    \
-  }                                                                                                                   \
-  int __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* expected, T v, int, int) {                        \
-    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                    \
+#define CUDA_EMULATOR_HOST_ATOMIC(bits, T)                                                                          \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }           \
+  void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }           \
+  T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_add(volatile T* p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_sub(volatile T* p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_and(volatile T* p, T v, int) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_or(volatile T* p, T v, int) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }   \
+  T __tsan_atomic##bits##_fetch_xor(volatile T* p, T v, int) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); } \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T v, int, int) {                    \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                  \
+  }                                                                                                                 \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* expected, T v, int, int) {                      \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                  \
   }
 CUDA_EMULATOR_HOST_ATOMIC(8, unsigned char)
 CUDA_EMULATOR_HOST_ATOMIC(16, unsigned short)

@@ -1,4 +1,5 @@
-// Finds data races: two threads touch the same bytes, at least one writes, not both atomically, and nothing orders them.
+// Finds data races: two threads touch the same bytes, at least one writes, not both atomically, and nothing orders
+// them.
 //
 // What orders: __syncthreads within the block, __syncwarp among its lanes. Not shuffles and votes, which exchange
 // values but say nothing about memory; not atomics and fences; and between blocks of a launch nothing. Launches are

@@ -4,9 +4,9 @@
 
 #include <torch/csrc/stable/library.h>
 
-#define FASTRCNN_REGISTER(kind, key, library, function)                                            \
-  static void function(torch::stable::detail::StableLibrary&);                                     \
-  static const torch::stable::detail::StableTorchLibraryInit C10_CONCATENATE(function, _at_start)( \
+#define FASTRCNN_REGISTER(kind, key, library, function)                                                         \
+  static void function(torch::stable::detail::StableLibrary&);                                                  \
+  static const torch::stable::detail::StableTorchLibraryInit C10_CONCATENATE(function, _at_start)(              \
       torch::stable::detail::StableLibrary::Kind::kind, &function, FASTRCNN_EMULATED, key, __FILE__, __LINE__); \
   void function(torch::stable::detail::StableLibrary& library)
 

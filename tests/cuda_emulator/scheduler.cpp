@@ -1,20 +1,14 @@
 #include "scheduler.h"
 
-#include <algorithm>
-#include <cstdlib>
+#include <cstdio>
 #include <cstring>
-#include <random>
 #include <stdexcept>
 #include <vector>
 
 #include "fiber.h"
 #include "races.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#include <link.h>
-#endif
+#include "schedule.h"
+#include "shared_memory.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -39,47 +33,10 @@ struct Thread {
   int source;
 };
 
-struct Schedule {
-  enum { kInOrder, kReversed, kRandom } kind = kInOrder;
-  std::mt19937_64 random;
-
-  static Schedule from_environment() {
-    const char* text = std::getenv("CUDA_EMULATOR_SCHEDULE");
-    Schedule schedule;
-    if (text == nullptr || *text == 0 || !std::strcmp(text, "in_order")) return schedule;
-    if (!std::strcmp(text, "reversed")) {
-      schedule.kind = kReversed;
-      return schedule;
-    }
-    char* end;
-    schedule.kind = kRandom;
-    schedule.random.seed(std::strtoull(text, &end, 10));
-    if (*end != 0) {
-      throw std::runtime_error(std::string("CUDA_EMULATOR_SCHEDULE: expected in_order, reversed or a number, got ") +
-                               text);
-    }
-    return schedule;
-  }
-
-  bool coin() { return random() & 1; }
-
-  // The numbers below n in the order in which they run.
-  template <typename T>
-  std::vector<T> order(T n) {
-    std::vector<T> numbers(n);
-    for (T i = 0; i < n; ++i) numbers[i] = kind == kReversed ? n - 1 - i : i;
-    if (kind == kRandom) std::shuffle(numbers.begin(), numbers.end(), random);
-    return numbers;
-  }
-
-  // Which of n waiting threads goes on; they are in the order in which they were released.
-  size_t pick(size_t n) { return kind == kInOrder ? 0 : kind == kReversed ? n - 1 : random() % n; }
-};
-
 // The block that runs.
 struct Block {
   std::vector<Thread> threads;
-  std::vector<int> order;     // in which threads start
+  std::vector<int> order;  // in which threads start
   size_t num_started;
   int num_exited;
   int num_at_barrier, num_true, barrier_result;
@@ -96,8 +53,6 @@ Fiber main_fiber;
 Fiber* running = &main_fiber;
 int thread_now = -1;
 std::vector<Fiber*> fibers, idle_fibers;
-char *static_memory, *dynamic_memory;  // shared
-size_t static_bytes, dynamic_bytes;
 
 void set_error(const std::string& error) {
   if (block.error.empty()) block.error = error;
@@ -221,8 +176,7 @@ void run_block(size_t number) {
   block.num_started = 0;
   block.num_exited = block.num_at_barrier = block.num_true = 0;
   block.released.clear();
-  if (static_memory != nullptr) std::memset(static_memory, 0xFF, static_bytes);
-  if (dynamic_memory != nullptr) std::memset(dynamic_memory, 0xFF, dynamic_bytes);
+  fill_shared_memory();
   races::block_begins(static_cast<unsigned>(number));
   while (block.num_exited < block.size() && block.error.empty()) {
     const bool can_start = block.num_started < block.threads.size(), can_continue = !block.released.empty();
@@ -235,48 +189,6 @@ void run_block(size_t number) {
     }
   }
 }
-
-// Finds the thread-local variables of this library: all static shared memory.
-void find_static_memory() {
-#if !defined(__SANITIZE_ADDRESS__)
-  static thread_local volatile char one_of_them;
-  one_of_them = 0;  // what is not used has no memory yet
-  const auto look = [](dl_phdr_info* library, size_t, void*) {
-    for (int i = 0; i < library->dlpi_phnum; ++i) {
-      const auto& segment = library->dlpi_phdr[i];
-      const auto* begin = static_cast<char*>(library->dlpi_tls_data);
-      if (segment.p_type != PT_TLS || begin == nullptr) continue;
-      if (&one_of_them < begin || &one_of_them >= begin + segment.p_memsz) continue;
-      static_memory = static_cast<char*>(library->dlpi_tls_data);
-      static_bytes = segment.p_memsz;
-      return 1;
-    }
-    return 0;
-  };
-  dl_iterate_phdr(look, nullptr);
-#endif
-}
-
-// Dynamic shared memory ends exactly where the launch says: AddressSanitizer guards what is behind.
-struct DynamicMemory {
-  explicit DynamicMemory(size_t bytes) {
-    dynamic_bytes = bytes;
-    if (bytes > 0) dynamic_memory = static_cast<char*>(std::aligned_alloc(128, (bytes + 127) / 128 * 128));
-    guard(true);
-  }
-  ~DynamicMemory() {
-    guard(false);
-    std::free(dynamic_memory);
-    dynamic_memory = nullptr;
-  }
-  static void guard([[maybe_unused]] bool on) {
-#if defined(__SANITIZE_ADDRESS__)
-    const size_t rest = (dynamic_bytes + 127) / 128 * 128 - dynamic_bytes;
-    if (on) ASAN_POISON_MEMORY_REGION(dynamic_memory + dynamic_bytes, rest);
-    if (!on) ASAN_UNPOISON_MEMORY_REGION(dynamic_memory + dynamic_bytes, rest);
-#endif
-  }
-};
 
 }  // namespace
 
@@ -305,8 +217,7 @@ void launch(const char* kernel, dim3 grid, dim3 threads, size_t shared_bytes, co
   for (unsigned t = 0; t < num_threads; ++t) {
     block.threads[t].index = {t % threads.x, t / threads.x % threads.y, t / threads.x / threads.y};
   }
-  find_static_memory();
-  const DynamicMemory memory(shared_bytes);
+  const SharedMemory memory(shared_bytes);
   races::launch_begins(block.size());
   for (const uint64_t number : schedule.order(num_blocks)) {
     if (!block.error.empty()) break;
@@ -320,8 +231,6 @@ void launch(const char* kernel, dim3 grid, dim3 threads, size_t shared_bytes, co
 }
 
 // --- for the thread that runs now ------------------------------------------------------------------------------------
-
-void* dynamic_shared() { return dynamic_memory; }
 
 int current_lane() { return thread_now % warpSize; }
 
@@ -407,12 +316,6 @@ uint64_t warp_op(WarpOp op, unsigned mask, uint64_t value, int source, Place pla
 bool in_kernel() { return thread_now >= 0; }
 
 int current_thread() { return thread_now; }
-
-bool is_shared_memory(const void* address) {
-  const auto* byte = static_cast<const char*>(address);
-  return (byte >= static_memory && byte < static_memory + static_bytes) ||
-         (byte >= dynamic_memory && byte < dynamic_memory + dynamic_bytes);
-}
 
 bool is_thread_stack(const void* address) { return is_fiber_stack(address); }
 
