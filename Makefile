@@ -1,5 +1,6 @@
 # make demo    builds, trains a small detector on the CPU, evaluates it and shows pictures: runs/demo/index.html
 # make test    builds and runs the test suite
+# make test-emulated   only the CUDA kernels, executed on the CPU (tests/cuda_emulator)
 # make bench   the tables of benchmarks/README.md
 # make lint    ruff, mypy and clang-format
 #
@@ -11,14 +12,18 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.fastrcnn-installed
 TESTABLE := $(VENV)/.fastrcnn-testable
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
+EMULATOR := $(wildcard tests/cuda_emulator/*.h tests/cuda_emulator/*.c*)
 
-.PHONY: demo test bench lint
+.PHONY: demo test test-emulated bench lint
 
 demo: $(INSTALLED)
 	$(RUN) -m fastrcnn.demo
 
 test: $(TESTABLE)
 	$(RUN) -m pytest
+
+test-emulated: $(TESTABLE)
+	$(RUN) -m pytest -k "emulated or emulator"
 
 bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py
@@ -28,7 +33,7 @@ lint: $(TESTABLE)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(NATIVE)
+	$(VENV)/bin/clang-format --dry-run --Werror $(NATIVE) $(EMULATOR)
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)

@@ -5,12 +5,13 @@ Fixtures are found by name; the functions are imported: ``from conftest import r
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_emulator import emulated
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -40,10 +41,17 @@ def units() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "golden" / "units.json").read_text())
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that ops can run on here: a test that takes it is repeated on each."""
-    return torch.device(request.param)
+@pytest.fixture(params=["cpu", "emulated", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Every device that ops can run on here: a test that takes it is repeated on each.
+
+    "emulated": the CUDA kernels, executed on the CPU (cuda_emulator/README.md); tensors are on the CPU.
+    """
+    if request.param == "emulated":
+        with emulated():
+            yield torch.device("cpu")
+    else:
+        yield torch.device(request.param)
 
 
 # --- reproducible inputs ----------------------------------------------------------------------------------------------

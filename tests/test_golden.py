@@ -1,11 +1,14 @@
 """The model gives the numbers of the reference implementation (mmdetection 2.28.2): see golden/README.md."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import golden_recipe
 import numpy as np
 import pytest
 import torch
+from cuda_emulator import emulated
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -29,8 +32,15 @@ def checkpoint() -> dict:
     return golden_recipe.checkpoint(NAME)
 
 
+@pytest.fixture(scope="module", params=["cpu", "emulated"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels of the CPU, then those of CUDA, executed on the CPU (cuda_emulator/README.md)."""
+    with emulated() if request.param == "emulated" else nullcontext():
+        yield
+
+
 @pytest.fixture(scope="module")
-def inference(checkpoint: dict) -> SimpleNamespace:
+def inference(kernels: None, checkpoint: dict) -> SimpleNamespace:
     """Every stage of the model on the first golden image."""
     model = build_model(load_config(NAME).model)
     report = load_checkpoint(model, checkpoint)
@@ -98,7 +108,7 @@ def test_pipeline_from_a_photo(inference: SimpleNamespace) -> None:
     assert_same_detections(model(images, [size], [factor])[0], golden)
 
 
-def test_losses_and_gradients(checkpoint: dict, golden: dict) -> None:
+def test_losses_and_gradients(kernels: None, checkpoint: dict, golden: dict) -> None:
     overrides = [
         f"model.{part}.sampler.{setting}"
         for part in ("rpn", "box_head")

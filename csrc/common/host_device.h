@@ -4,7 +4,7 @@
 #pragma once
 
 #if defined(FASTRCNN_CUDA_EMULATOR)
-#include "cuemu.h"
+#include "cuda_emulator.h"
 #endif
 
 #if defined(__CUDACC__) || defined(FASTRCNN_CUDA_EMULATOR)

@@ -1,0 +1,111 @@
+"""Builds csrc's CUDA kernels for the emulator with g++, into build/cuda_emulator; what has not changed is kept.
+
+Three variants of the same sources:
+    plain: fast.
+    races: finds data races between threads (races.h).
+    address: AddressSanitizer and UndefinedBehaviorSanitizer find accesses out of bounds, of global, static and dynamic
+        shared memory, and misaligned ones. A program that loads it must be started under PRELOAD.
+"""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+FOLDER = ROOT / "build" / "cuda_emulator"
+CXX = "g++"  # whose calls of -fsanitize=thread races.cpp knows
+ABI = "0x020a000000000000"  # as ABI_TARGET in setup.py
+
+FLAGS = ["-std=c++20", "-w", "-O1", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"]
+FLAGS += ["-DFASTRCNN_CUDA_EMULATOR", f"-DTORCH_TARGET_VERSION={ABI}", f"-I{HERE}", f"-I{CSRC}"]
+VARIANTS = {
+    "plain": [],
+    "races": ["-DCUDA_EMULATOR_RACES"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
+}
+EMULATOR = ["fiber.cpp", "shared_memory.cpp", "scheduler.cpp", "races.cpp"]
+
+
+def namespace(variant: str) -> str:
+    """Where torch.ops has the operators of the variant."""
+    return f"fastrcnn_emulated_{variant}"
+
+
+def library(variant: str, csrc: Path = CSRC) -> Path:
+    """The operators of all csrc/*/*.cu as a library for torch.ops.load_library."""
+    kernels = sorted(csrc.glob("*/*.cu"))
+    own = {path.stem: path for path in HERE.glob("*.cpp")}
+    sources = [csrc / "schemas.cpp", *(own.get(path.stem, path) for path in kernels)]
+    torch_flags = [flag for path in include_paths() for flag in ("-isystem", path)]
+    torch_flags += [f'-DFASTRCNN_EMULATED="{namespace(variant)}"', "-include", str(HERE / "registration.h")]
+    return _build(f"lib{namespace(variant)}.so", variant, sources, torch_flags, csrc)
+
+
+def program_library(source: Path, variant: str) -> Path:
+    """One source without torch as a library for ctypes."""
+    return _build(f"lib{source.stem}_{variant}.so", variant, [source], [], CSRC)
+
+
+def preload() -> dict[str, str]:
+    """The environment for a program that loads the variant `address`."""
+    libraries = [
+        subprocess.run([CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Python and torch never free some memory, and torch's own libraries are not built for the check of containers.
+    options = "detect_leaks=0:detect_container_overflow=0:abort_on_error=0"
+    return {"LD_PRELOAD": ":".join(libraries), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def _build(name: str, variant: str, sources: list[Path], extra: list[str], csrc: Path) -> Path:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        flags = [flag if flag != f"-I{CSRC}" else f"-I{csrc}" for flag in FLAGS] + VARIANTS[variant]
+        # The race detector itself is not watched.
+        watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
+        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in EMULATOR]
+        headers = _headers(csrc)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda job: _compile(*job, headers), jobs))
+        link = [CXX, "-shared", *map(str, objects), *VARIANTS[variant]]
+        link += [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"] * bool(extra)
+        return _cached(name, link, _digest(*(path.name.encode() for path in objects)))
+
+
+def _compile(source: Path, flags: list[str], headers: bytes) -> Path:
+    key = _digest(headers, source.read_bytes(), " ".join(flags).encode(), torch.__version__.encode())
+    return _cached(f"{source.stem}.o", [CXX, "-x", "c++", *flags, "-c", str(source)], key)
+
+
+def _headers(csrc: Path) -> bytes:
+    files = [path for folder in (csrc, HERE) for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".inl")]
+    return _digest(*(path.read_bytes() for path in sorted(files))).encode()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
+
+
+def _cached(name: str, command: list[str], key: str) -> Path:
+    """Runs the command, which makes a file, unless its result for this key is there."""
+    stem, dot, suffix = name.rpartition(".")
+    made = FOLDER / f"{stem}-{key}{dot}{suffix}"
+    if not made.exists():
+        partial = made.with_suffix(f".partial{os.getpid()}")
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        partial.rename(made)
+    return made

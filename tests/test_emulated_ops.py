@@ -1,0 +1,236 @@
+"""The CUDA kernels, executed on the CPU (cuda_emulator/README.md), give what the CPU kernels give.
+
+For numbers of boxes around the edges of warps and tiles, every type and layout; with the blocks and threads in several
+orders; under the race detector; and, in a process of its own, under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOLERANCE, random_boxes, seeded
+from cuda_emulator import SCHEDULES, build, emulated, load
+from torch import Tensor
+from torch.testing import assert_close
+
+from fastrcnn import ops
+
+NAN, INF = float("nan"), float("inf")
+COUNTS = [0, 1, 31, 32, 33, 63, 64, 65, 1023, 1025]
+RUNS = [*(("plain", schedule) for schedule in SCHEDULES), ("races", "in_order"), ("races", "1")]
+if "CUDA_EMULATOR_VARIANT" in os.environ:  # only this one, which may not be mixed with others
+    RUNS = [(os.environ["CUDA_EMULATOR_VARIANT"], schedule) for schedule in ("in_order", "1")]
+
+runs = pytest.mark.parametrize("run", RUNS, ids="-".join)
+counts = pytest.mark.parametrize("count", COUNTS)
+box_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def assert_same(run: tuple[str, str], function: Callable, rtol: float = 0, atol: float = 0) -> None:
+    """The function gives the same numbers with the emulated kernels as with those of the CPU."""
+    expected = function()
+    with emulated(*run):
+        value = function()
+    assert_close(value, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def hard_boxes(count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Random boxes; where there are enough, some are equal, without area, reversed, not finite or far away."""
+    boxes = random_boxes(count, seed=seed)
+    boxes[::3] = boxes[::3].round()
+    if count > 30:
+        boxes[5:9] = boxes[4]
+        boxes[10, 2:] = boxes[10, :2]
+        boxes[11] = boxes[11, [2, 3, 0, 1]]
+        boxes[12] = NAN
+        boxes[13, 3] = NAN
+        boxes[14, 2] = INF
+        boxes[-1] = -1e20
+    return boxes.to(dtype)
+
+
+# --- that it is what it says ------------------------------------------------------------------------------------------
+
+
+def test_every_cuda_kernel_is_emulated():
+    sources = "".join(path.read_text() for path in build.CSRC.glob("*/*.cu"))
+    assert sorted(load()) == sorted(re.findall(r'm\.impl\("(\w+)"', sources))
+
+
+def test_emulated_takes_the_place_of_the_cpu_kernels_and_gives_it_back():
+    boxes, scores = random_boxes(3), torch.rand(3)
+    with emulated(schedule="sideways"), pytest.raises(RuntimeError, match="expected in_order, reversed or a number"):
+        ops.nms(boxes, scores, 0.5)
+    assert len(ops.nms(boxes, scores, 1.0)) == 3
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+@runs
+@counts
+@box_types
+def test_nms(run, count, dtype):
+    boxes = torch.stack([hard_boxes(count, dtype, seed) for seed in (0, 1)])
+    scores = (torch.rand(2, count, generator=seeded(2)) * 50).round().to(dtype) / 50 - 0.3
+    if count > 30:
+        scores[0, :5] = torch.tensor([NAN, INF, -INF, 0.0, -0.0])
+    few = torch.randint(3, (2, count), generator=seeded(3))
+    shared_low_bits = torch.randint(-1, 2, (2, count), generator=seeded(4)) * (1 << 40) + few
+    some = torch.rand(2, count, generator=seeded(5)) < 0.7
+    for classes in (None, few, shared_low_bits):
+        assert_same(run, lambda c=classes: ops.nms_padded(boxes, scores, 0.5, count, c))
+        assert_same(run, lambda c=classes: ops.nms_padded(boxes, scores, 0.3, 33, c, some))
+    assert_same(run, lambda: ops.nms_padded(boxes[:1], scores[:1], 1.0, 1, None, torch.zeros_like(some[:1])))
+
+
+@runs
+@counts
+@pytest.mark.parametrize("num_gt", [0, 1, 33, 257])
+def test_assign_max_iou(run, count, num_gt):
+    for dtype in (torch.float32, torch.float64):
+        boxes, gt_boxes = hard_boxes(count, dtype), hard_boxes(num_gt, dtype, seed=1)
+        boxes[: num_gt // 2] = gt_boxes[: num_gt // 2][: len(boxes)]
+        for thresholds in ((0.7, 0.3, 0.3), (0.5, 0.5, 0.0)):
+            assert_same(run, lambda b=boxes, g=gt_boxes, t=thresholds: ops.assign_max_iou(b, g, *t, True))
+        assert_same(run, lambda b=boxes, g=gt_boxes: ops.assign_max_iou(b, g, 0.5, 0.5, 0.5, False))
+
+
+@runs
+@counts
+@box_types
+def test_box_iou(run, count, dtype):
+    for others in (0, 1, 33, 64):
+        a, b = hard_boxes(count, dtype), hard_boxes(others, dtype, seed=1)
+        assert_same(run, lambda a=a, b=b: (ops.box_iou(a, b), ops.box_iou(b, a)))
+
+
+@runs
+@counts
+@box_types
+def test_box_coding(run, count, dtype):
+    boxes, targets = hard_boxes(count, dtype), hard_boxes(count, dtype, seed=1)
+    means, stds = (0.1, 0.2, -0.1, 0.0), (0.1, 0.1, 0.2, 0.3)
+    deltas = (torch.randn(count, 12, generator=seeded(2)) * 4).to(dtype).requires_grad_()
+    weight = torch.randn(count, 12, generator=seeded(3)).to(dtype)
+
+    def decode(shape):
+        decoded = ops.decode_boxes(boxes, deltas, means, stds, shape)
+        return decoded, *torch.autograd.grad(decoded, deltas, weight)
+
+    assert_same(run, lambda: ops.encode_boxes(boxes, targets, means, stds))
+    rows = torch.rand(count, 2, generator=seeded(4)).to(dtype) * 100
+    for shape in (None, (80.0, 90.0), rows):
+        assert_same(run, lambda s=shape: decode(s))
+
+
+@runs
+@pytest.mark.parametrize("size", [(0, 4), (1, 1), (7, 9), (20, 33)], ids=str)
+@box_types
+def test_grid_anchors(run, size, dtype):
+    base = [hard_boxes(count, dtype) for count in (0, 1, 3, 15)]
+    assert_same(run, lambda: ops.grid_anchors([size] * 4, [8.0] * 4, base))
+
+
+# --- RoIAlign ---------------------------------------------------------------------------------------------------------
+
+
+def hard_rois(count: int, dtype: torch.dtype) -> Tensor:
+    """On two images, partly outside; some are padding, some not finite, one covers far more than the image."""
+    rois = torch.cat((torch.randint(2, (count, 1), generator=seeded(7)).float(), random_boxes(count)), dim=1)
+    if count > 10:
+        rois[0, 0] = -1
+        rois[1, 1:] = torch.tensor([-300.0, -100, 500, 900])
+        rois[2, 1:] = NAN
+        rois[3, 3] = INF
+        rois[4, 3:] = rois[4, 1:3]
+        rois[5, 1:] += 1e7
+    return rois.to(torch.promote_types(dtype, torch.float32))
+
+
+def gradient(features: list[Tensor], rois: Tensor, settings: tuple, deterministic: bool) -> tuple[Tensor, ...]:
+    pooled = ops.multilevel_roi_align(features, rois, (4, 8), *settings, finest_scale=28)
+    weight = torch.randn(pooled.shape, generator=seeded(8)).to(pooled)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        return torch.autograd.grad(pooled, features, weight)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def pyramid(channels: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = [(20, 25), (10, 13)] if channels < 256 else [(9, 8), (5, 4)]
+    maps = [torch.randn(2, channels, *size, generator=seeded(channels)).to(dtype) for size in sizes]
+    return [level.contiguous(memory_format=layout).requires_grad_() for level in maps]
+
+
+@runs
+@pytest.mark.parametrize("channels", [1, 3, 8, 36, 256])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_roi_align(run, dtype, channels_last, channels):
+    """The result bit for bit; the gradient, which the CPU sums in another order, up to rounding."""
+    features = pyramid(channels, dtype, channels_last)
+    for count in (0, 1, 33) if channels < 256 else (5,):
+        rois = hard_rois(count, dtype)
+        for settings in ((7, 0), ((2, 3), 2)):
+            assert_same(run, lambda r=rois, s=settings: ops.multilevel_roi_align(features, r, (4, 8), *s, 28))
+            for deterministic in (True, False):
+                expected = gradient(features, rois, settings, deterministic)
+                with emulated(*run):
+                    value = gradient(features, rois, settings, deterministic)
+                scale = max(1.0, *(level.abs().max().item() for level in expected))
+                assert_close(value, expected, rtol=0, atol=TOLERANCE[dtype]["atol"] * scale)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_deterministic_gradient_does_not_depend_on_the_schedule(dtype):
+    features, rois = pyramid(8, dtype, True), hard_rois(33, dtype)
+    results = []
+    for schedule in SCHEDULES:
+        with emulated(RUNS[0][0], schedule):
+            results.append(gradient(features, rois, (7, 0), True))
+    for result in results[1:]:
+        assert_close(result, results[0], rtol=0, atol=0)
+
+
+@runs
+def test_roi_align_of_many_channels_and_bins(run):
+    features = torch.randn(1, 2048, 3, 4, generator=seeded(0)).requires_grad_()
+    rois = torch.tensor([[0.0, 1, 2, 9, 12], [0, 0, 0, 16, 12]])
+    assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 2, 0.25).square().sum(), features), 0, 1)
+    features = features[:, :5].detach()
+    assert_same(run, lambda: ops.roi_align(features, rois, (18, 33), 0.25, 40))  # lists that do not fit
+
+
+# --- out of bounds, misaligned ----------------------------------------------------------------------------------------
+
+OP_TESTS = ["anchors", "assignment", "box_coding", "box_iou", "nms", "roi_align"]
+
+
+@pytest.mark.skipif("CUDA_EMULATOR_VARIANT" in os.environ, reason="runs in the process that starts the others")
+@pytest.mark.parametrize("variant", ["address", "races"])
+def test_op_tests_under(variant):
+    """All op tests again, and for AddressSanitizer those of this file."""
+    build.library(variant)
+    tests = Path(__file__).parent
+    files = [tests / f"test_{name}.py" for name in OP_TESTS]
+    environment = os.environ | {"CUDA_EMULATOR_VARIANT": variant}
+    chosen = "emulated and not compile and not opcheck and not torchvision"
+    if variant == "address":
+        environment |= build.preload()
+        files.append(Path(__file__))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
