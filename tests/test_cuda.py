@@ -301,8 +301,32 @@ def test_rois_of_images_that_do_not_exist_are_not_detected():
     assert_same(ops.select_detections(*to_cuda(args), 0.05, 0.5, 100, MEANS, STDS), expected, 0)
 
 
-def test_too_many_levels():
-    level = torch.zeros(1, 1, 1, 1, device="cuda")
-    deltas, anchors = torch.zeros(1, 4, 1, 1, device="cuda"), torch.zeros(1, 4, device="cuda")
-    with pytest.raises(RuntimeError, match="objectness: expected at most 8 levels on CUDA, got 9"):
-        ops.generate_proposals([level] * 9, [deltas] * 9, [anchors] * 9, [(9, 9)], 5, 5, 0.5)
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "nms": (lambda: ops.nms_padded(zeros(1, 3, 5), zeros(1, 3), 0.5, 3), r"boxes: expected shape .*got \[1, 3, 5\]"),
+    "threshold": (
+        lambda: ops.nms(zeros(3, 4), zeros(3), 1.5),
+        r"iou_threshold: expected a number in \[0, 1\], got 1.5",
+    ),
+    "box_iou": (lambda: ops.box_iou(zeros(3, 4), zeros(3, 5)), r"b: expected shape .*, got \[3, 5\]"),
+    "devices": (lambda: ops.box_iou(zeros(3, 4), torch.zeros(3, 4)), "same device"),
+    "anchors": (lambda: ops.grid_anchors([(2, 2)], [-4], [zeros(3, 4)]), "strides: expected positive numbers, got -4"),
+    "assign": (lambda: ops.assign_max_iou(zeros(2, 4), zeros(2, 4), 0.3, 0.5, 0.3, True), r"pos_iou \(0.3\), got 0.5"),
+    "roi_align": (lambda: ops.roi_align(zeros(1, 2, 0, 5), zeros(1, 5), 7), "at least one cell, got 0 x 5"),
+    "levels": (
+        lambda: ops.generate_proposals(
+            [zeros(1, 1, 1, 1)] * 9, [zeros(1, 4, 1, 1)] * 9, [zeros(1, 4)] * 9, [(9, 9)], 5, 5, 0.5
+        ),
+        "objectness: expected at most 8 levels on CUDA, got 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(case):
+    call, message = WRONG[case]
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        call()
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, device="cuda")

@@ -206,7 +206,7 @@ def test_logarithm_from_disjoint_to_equal(device, dtype):
     pred = torch.stack((0 * iou, 0 * iou, iou, 0 * iou + 1), dim=1)
     expected = -iou.clamp(min=1e-6).log()
     assert_close(ops.iou_loss(pred, target), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=2e-7)
-    assert ops.iou_loss(pred, target)[0] == pytest.approx(-math.log(1e-6))
+    assert ops.iou_loss(pred, target)[0].item() == pytest.approx(-math.log(1e-6))
 
 
 @types

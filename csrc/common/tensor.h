@@ -11,11 +11,12 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace fastrcnn {
@@ -30,19 +31,30 @@ using torch::stable::Tensor;
     if (!(condition)) throw std::runtime_error(::fastrcnn::text(__VA_ARGS__)); \
   } while (false)
 
+template <typename Part>
+std::string part_text(const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", static_cast<double>(part));
+    return digits;
+  } else if constexpr (std::is_arithmetic_v<Part>) {
+    return std::to_string(part);
+  } else {
+    return part;
+  }
+}
+
+// The parts one after the other. Without a stream: where this library was compiled by another g++ than torch, numbers
+// written to one crash, for each has brought its own C++ runtime.
 template <typename... Parts>
 std::string text(const Parts&... parts) {
-  std::ostringstream joined;
-  (joined << ... << parts);
-  return joined.str();
+  return (std::string() + ... + part_text(parts));
 }
 
 inline std::string shape_text(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
-  text << ']';
-  return text.str();
+  std::string sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
+  return "[" + sizes + "]";
 }
 
 // `expected`: the shape in words, for the message; -1 in `shape` is any size.

@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(kNmsThreads)
     nms_scan_kernel(Groups<T> groups, MaskChunk chunk, int64_t max_output, Word* removed, bool* keep) {
   constexpr int rows_each = kWordBits / (kNmsThreads / kWarpSize);
   constexpr int near = kWarpSize;  // tiles ahead that the ring holds
+  constexpr int far_each = 4;      // tiles beyond that a thread looks at together
   __shared__ Word own_words[kWordBits];
   __shared__ Word ring[2 * near];
   __shared__ Word kept_words;
@@ -196,14 +197,21 @@ __global__ void __launch_bounds__(kNmsThreads)
       }
     }
     if (gone != 0) atomicOr(&ring[(tile + 1 + lane) % (2 * near)], gone);
-    for (int64_t w = 1 + near + lane; tile + w <= last_tile; w += near) {
-      gone = 0;
+    for (int64_t w = 1 + near + lane; tile + w <= last_tile; w += far_each * near) {
+      Word far_gone[far_each] = {};
 #pragma unroll
-      for (int i = 0; i < rows_each; ++i) {
-        const int64_t row = tile * kWordBits + first_row + i;
-        if ((long_kept & bit(i)) && row >= long_first && row < long_end) gone |= chunk.word(row, w);
+      for (int f = 0; f < far_each; ++f) {  // all loads before the first is used
+        if (tile + w + f * near > last_tile) continue;
+#pragma unroll
+        for (int i = 0; i < rows_each; ++i) {
+          const int64_t row = tile * kWordBits + first_row + i;
+          if ((long_kept & bit(i)) && row >= long_first && row < long_end) far_gone[f] |= chunk.word(row, w + f * near);
+        }
       }
-      if (gone != 0) atomicOr(&removed[tile + w], gone);
+#pragma unroll
+      for (int f = 0; f < far_each; ++f) {
+        if (far_gone[f] != 0) atomicOr(&removed[tile + w + f * near], far_gone[f]);
+      }
     }
     const int64_t before = long_first - tile * kWordBits;  // candidates of this tile that lie before the long segment
     num_kept += __popcll(before > 0 ? (before < kWordBits ? kept >> before : 0) : kept);

@@ -94,7 +94,8 @@ struct CellLists {
 template <typename T>
 __device__ __forceinline__ bool fits_lists(const RoiPlace<T>& place, int capacity) {
   const auto fits = [&](const RoiAxis<T>& axis) {
-    return 2 * static_cast<int64_t>(axis.samples) <= capacity || axis.bin <= static_cast<T>(capacity - 3);
+    return 2 * static_cast<int64_t>(axis.samples) <= capacity || axis.bin <= static_cast<T>(capacity - 3) ||
+           axis.cells <= capacity;
   };
   return fits(place.y) && fits(place.x);
 }

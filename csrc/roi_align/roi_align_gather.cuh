@@ -46,7 +46,7 @@ __device__ __forceinline__ bool may_touch(const RoiAxis<T>& axis, int bins, int 
 }
 
 template <typename Feature, typename T>
-__global__ void __launch_bounds__(kTile* kTileChannels, kRoiAlignBlocks)
+__global__ void __launch_bounds__(kTile* kTileChannels)
     roi_align_gather_kernel(const __grid_constant__ RoiAlignParams<T> p, const __grid_constant__ TileTable table,
                             const Feature* __restrict__ grad, const __grid_constant__ FeatureMaps<T> sums) {
   constexpr int threads = kTile * kTileChannels;
