@@ -212,6 +212,14 @@ def test_compiled_gradient(device):
     assert_close(gradient, expected)
 
 
+def test_stays_float32_under_autocast(device):
+    boxes = torch.tensor([[0.0, 0, 1333.7, 10]], device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        decoded = ops.decode_boxes(boxes, torch.zeros(1, 4, dtype=torch.bfloat16, device=device), MEANS, STDS)
+    assert decoded.dtype == torch.float32
+    assert_close(decoded, boxes)
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 BOXES, DELTAS = torch.zeros(3, 4), torch.zeros(3, 8)

@@ -178,6 +178,14 @@ def test_rois_have_no_gradient(device):
     assert rois.grad is None and features.grad is not None
 
 
+def test_double_backward_is_an_error():
+    features = torch.rand(1, 2, 5, 5, requires_grad=True)
+    pooled = ops.roi_align(features, torch.tensor([[0.0, 0, 0, 4, 4]]), 2)
+    (gradient,) = torch.autograd.grad((pooled**2).sum(), features, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no double backward"):
+        gradient.sum().backward()
+
+
 # --- shapes and memory ------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,18 @@ for dtype in (torch.float32, torch.float64):
             loss = ops.iou_loss(leaf, boxes.roll(1, 0).lerp(boxes, 0.8).to(dtype), kind, mode)
             (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
             results += [loss.nan_to_num(7), gradient.nan_to_num(7)]  # the sign of a NaN may differ
+anchors = ops.grid_anchors([(40, 50)], [4], [ops.base_anchors(4, [4], [0.5, 1, 2])])
+sizes, factors, zeros = [(150.0, 190.0)] * 2, [(0.5, 0.75)] * 2, (0.0,) * 4
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    objectness, deltas = (torch.randn(2, c, 40, 50, generator=generator).to(dtype) for c in (3, 12))
+    objectness[0, 0, 3, :5], objectness[1, 1, 4, :3] = float("nan"), -0.0
+    for pre_nms in (10, 200, 3000, 10_000):
+        results += ops.generate_proposals([objectness], [deltas], anchors, sizes, pre_nms, 900, 0.7)
+    logits, deltas = (torch.randn(300, c, generator=generator).to(dtype) * 3 for c in (38, 148))
+    for threshold in (0.0, 0.05):
+        results += ops.select_detections(
+            logits, deltas, rois, sizes, factors, threshold, 0.5, 2000, zeros, (0.1, 0.1, 0.2, 0.2)
+        )
 digest = hashlib.sha256()
 for result in results:
     digest.update(result.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

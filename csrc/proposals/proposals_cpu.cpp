@@ -46,20 +46,19 @@ class ProposalGenerator {
  private:
   // The best anchors of a level as boxes inside the image, those without enough width and height left out.
   std::vector<Proposal> decode_top(const ProposalLevel<FloatArray>& level, int64_t image) const {
-    std::vector<uint64_t> top = top_anchors(level, image, pre_nms_);
-    const auto number = std::find_if(top.begin(), top.end(), [](uint64_t ranked) {
-      const float logit = RankedAnchor::logit(ranked);
+    std::vector<KeyedIndex> top = top_anchors(level, image, pre_nms_);
+    const auto number = std::find_if(top.begin(), top.end(), [](const KeyedIndex& ranked) {
+      const float logit = logit_of_rank(ranked.key);
       return logit == logit;
     });
     std::rotate(top.begin(), number, top.end());  // NaN: the first of the top-k, the last of NMS
     const float height = image_sizes_[2 * image], width = image_sizes_[2 * image + 1];
     std::vector<Proposal> proposals;
     proposals.reserve(top.size());
-    for (const uint64_t ranked : top) {
-      const int64_t anchor = RankedAnchor::anchor(ranked);
+    for (const auto& [rank, anchor] : top) {
       const Box<float> box = proposal_box(level.anchors[anchor], deltas_of(level, image, anchor), height, width);
       if (is_large_enough(box, min_size_)) {
-        proposals.push_back({box, RankedAnchor::logit(ranked)});
+        proposals.push_back({box, logit_of_rank(rank)});
       }
     }
     return proposals;

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "../math/box.h"
 #include "../simd/level.h"
 
 namespace fastrcnn {
 
-constexpr int64_t kGroupsPerChunk = 16;
+constexpr int64_t kGroupsPerChunk = 64;
 
 // group_maxima: divides the n values into chunks of kGroupsPerChunk * group_size and a chunk into groups whose members
 //   lie kGroupsPerChunk apart, so that neighbours are in different groups; writes the maximum of each, NaN left out.

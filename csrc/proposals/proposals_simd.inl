@@ -19,9 +19,9 @@ void group_maxima(const float* values, int64_t n, int64_t group_size, float* max
 
 // Bit j of the result: value j of 16 is not less than the bound.
 FASTRCNN_INLINE uint32_t not_below(const float* values, float bound) {
-#if defined(__AVX512F__)
+#if FASTRCNN_VECTOR_BITS == 512
   return _mm512_cmp_ps_mask(_mm512_loadu_ps(values), _mm512_set1_ps(bound), _CMP_NLT_UQ);
-#elif defined(__AVX2__)
+#elif FASTRCNN_VECTOR_BITS == 256
   const __m256 bounds = _mm256_set1_ps(bound);
   const int low = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values), bounds, _CMP_NLT_UQ));
   const int high = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values + 8), bounds, _CMP_NLT_UQ));

@@ -80,19 +80,17 @@ class LogitScan {
   bool dense_ = true;  // one run of memory without gaps
 };
 
-// A logit and its anchor as a number whose ascending order is descending logits (NaN first), ties by anchor.
-struct RankedAnchor {
-  static uint64_t pack(float logit, int64_t anchor) {
-    return static_cast<uint64_t>(~biased(top_k_key(logit))) << 32 | static_cast<uint64_t>(anchor);
-  }
-  static int64_t anchor(uint64_t packed) { return static_cast<int64_t>(packed & UINT32_MAX); }
-  static float logit(uint64_t packed) {
-    return logit_of(static_cast<int32_t>(~static_cast<uint32_t>(packed >> 32) ^ kSign));
-  }
+constexpr uint32_t kSignBit = uint32_t(1) << 31;
 
-  static constexpr uint32_t kSign = uint32_t(1) << 31;
-  static uint32_t biased(int32_t key) { return static_cast<uint32_t>(key) ^ kSign; }  // the same order, unsigned
-};
+// top_k_key as an unsigned number, in the same order.
+inline uint32_t unsigned_key(float logit) { return static_cast<uint32_t>(top_k_key(logit)) ^ kSignBit; }
+inline float logit_of_unsigned(uint32_t key) { return logit_of(static_cast<int32_t>(key ^ kSignBit)); }
+
+// A logit and its anchor as a number whose ascending order is descending logits (NaN first), ties by anchor.
+inline uint64_t rank_of(float logit, int64_t anchor) {
+  return static_cast<uint64_t>(~unsigned_key(logit)) << 32 | static_cast<uint64_t>(anchor);
+}
+inline float logit_of_rank(uint64_t rank) { return logit_of_unsigned(~static_cast<uint32_t>(rank >> 32)); }
 
 // The k-th largest value, k from 1 to their number; NaN are the largest. By digits from the top: the digit of the k-th
 // largest follows from how many values have each digit, and only those that share it are looked at again.
@@ -102,7 +100,7 @@ inline float kth_largest(const std::vector<float>& values, int64_t k) {
   for (const int shift : {21, 10, 0}) {
     std::vector<int64_t> counts(kDigit + 1, 0);
     for (const float value : values) {
-      const uint32_t key = RankedAnchor::biased(top_k_key(value));
+      const uint32_t key = unsigned_key(value);
       if ((key & known) == prefix) ++counts[key >> shift & kDigit];
     }
     uint32_t digit = kDigit;
@@ -110,7 +108,7 @@ inline float kth_largest(const std::vector<float>& values, int64_t k) {
     prefix |= digit << shift;
     known |= kDigit << shift;
   }
-  return logit_of(static_cast<int32_t>(prefix ^ RankedAnchor::kSign));
+  return logit_of_unsigned(prefix);
 }
 
 // A number that at least k of the logits reach, and few others.
@@ -130,11 +128,11 @@ inline float lower_bound_of_top(const LogitScan& scan, int64_t k) {
   return kth_largest(maxima, k);
 }
 
-// The min(k, n) anchors of largest logit as RankedAnchor, sorted.
-inline std::vector<uint64_t> top_anchors(const ProposalLevel<FloatArray>& level, int64_t image, int64_t k) {
+// The min(k, n) anchors of largest logit, sorted; the key is rank_of.
+inline std::vector<KeyedIndex> top_anchors(const ProposalLevel<FloatArray>& level, int64_t image, int64_t k) {
   const LogitScan scan(level, image);
   k = std::min(k, scan.size());
-  std::vector<uint64_t> candidates;
+  std::vector<KeyedIndex> candidates;
   if (k == 0) return candidates;
   const float bound = lower_bound_of_top(scan, k);
   float buffer[LogitScan::kBlock];
@@ -144,10 +142,11 @@ inline std::vector<uint64_t> top_anchors(const ProposalLevel<FloatArray>& level,
     const float* logits = scan.read(first, count, buffer);
     const int64_t found = FASTRCNN_SIMD(find_not_below, logits, count, bound, places);
     for (int64_t i = 0; i < found; ++i) {
-      candidates.push_back(RankedAnchor::pack(logits[places[i]], scan.anchor_at(first + places[i])));
+      const int64_t anchor = scan.anchor_at(first + places[i]);
+      candidates.push_back({rank_of(logits[places[i]], anchor), anchor});
     }
   }
-  radix_sort(candidates, 0);
+  radix_sort(candidates);
   candidates.resize(static_cast<size_t>(k));
   return candidates;
 }

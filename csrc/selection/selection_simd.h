@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../math/box.h"
 #include "../simd/level.h"
 
 namespace fastrcnn {

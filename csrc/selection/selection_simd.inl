@@ -18,27 +18,22 @@ FASTRCNN_INLINE float exp_negative(float x) {
   series = series * r + 1.0f / 6;
   series = series * r + 0.5f;
   series = series * r * r + r + 1.0f;
-  int32_t bits;
-  __builtin_memcpy(&bits, &shifted, sizeof bits);
-  const int32_t exponent =
-      bits - 0x4B400000;  // m as an integer; in two halves, since 2^m may be below all normal floats
-  const int32_t half = exponent >> 1;
-  const int32_t scale_bits[2] = {static_cast<int32_t>(static_cast<uint32_t>(half + 127) << 23),
-                                 static_cast<int32_t>(static_cast<uint32_t>(exponent - half + 127) << 23)};
-  float scale[2];
-  __builtin_memcpy(scale, scale_bits, sizeof scale);
-  return series * scale[0] * scale[1];
+  const int32_t exponent = __builtin_bit_cast(int32_t, shifted) - 0x4B400000;  // m as an integer
+  const int32_t half = exponent >> 1;  // 2^m in two factors, since it may be less than all normal numbers
+  const float scale = __builtin_bit_cast(float, (half + 127) << 23);
+  const float other_scale = __builtin_bit_cast(float, (exponent - half + 127) << 23);
+  return series * scale * other_scale;
 }
 
 // The largest number; NaN are left out.
 FASTRCNN_INLINE float row_maximum(const float* row, int64_t padded) {
   float lanes[kSoftmaxLanes];
-  for (int64_t j = 0; j < kSoftmaxLanes; ++j) lanes[j] = row[j];
+  for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) lanes[lane] = row[lane];
   for (int64_t i = kSoftmaxLanes; i < padded; i += kSoftmaxLanes) {
-    for (int64_t j = 0; j < kSoftmaxLanes; ++j) lanes[j] = maximum(row[i + j], lanes[j]);
+    for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) lanes[lane] = maximum(row[i + lane], lanes[lane]);
   }
   float largest = -INFINITY;
-  for (int64_t j = 0; j < kSoftmaxLanes; ++j) largest = maximum(lanes[j], largest);
+  for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) largest = maximum(lanes[lane], largest);
   return largest;
 }
 
@@ -52,13 +47,11 @@ bool softmax_above(float* row, int64_t classes, float log_threshold) {
   // The sum below is at least 1, the largest one's own part, so that exp(logit - largest) bounds the score. Rounding is
   // far smaller than the margin.
   if (best_class - largest < log_threshold - 1e-3f) return false;
-  float lanes[kSoftmaxLanes] = {};
-  for (int64_t i = 0; i < padded; i += kSoftmaxLanes) {
-    for (int64_t j = 0; j < kSoftmaxLanes; ++j) row[i + j] = exp_negative(row[i + j] - largest);
-    for (int64_t j = 0; j < kSoftmaxLanes; ++j) lanes[j] += row[i + j];
-  }
+  for (int64_t i = 0; i < padded; ++i) row[i] = exp_negative(row[i] - largest);
+  FloatVec sums = {};
+  for (int64_t i = 0; i < padded; i += kSoftmaxLanes) sums += load(row + i);
   float sum = 0;
-  for (int64_t j = 0; j < kSoftmaxLanes; ++j) sum += lanes[j];
+  for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) sum += sums[lane];
   for (int64_t i = 0; i < padded; ++i) row[i] /= sum;
   return true;
 }

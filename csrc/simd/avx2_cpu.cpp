@@ -17,6 +17,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
 #define FASTRCNN_LEVEL avx2
+#define FASTRCNN_VECTOR_BITS 256
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../iou_loss/iou_loss_simd.inl"

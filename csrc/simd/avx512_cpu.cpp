@@ -17,6 +17,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,prefer-vector-width=512")
 #define FASTRCNN_LEVEL avx512
+#define FASTRCNN_VECTOR_BITS 512
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../iou_loss/iou_loss_simd.inl"

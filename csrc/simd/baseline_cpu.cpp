@@ -11,6 +11,7 @@
 #include "widen.h"
 
 #define FASTRCNN_LEVEL baseline
+#define FASTRCNN_VECTOR_BITS 128
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../iou_loss/iou_loss_simd.inl"

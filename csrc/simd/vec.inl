@@ -1,5 +1,8 @@
 // Vectors of 64 bytes: 16 float32 or 8 float64. The compiler splits them where the level has narrower registers.
 // No fused multiply-adds, so that every level gives the same bits.
+//
+// FASTRCNN_VECTOR_BITS tells the levels apart where intrinsics are needed: a target pragma does not make g++ define
+// __AVX2__ and the like.
 namespace fastrcnn {
 namespace FASTRCNN_LEVEL {
 
@@ -46,10 +49,10 @@ FASTRCNN_INLINE FloatVec load(const torch::headeronly::BFloat16* from) {
 
 FASTRCNN_INLINE FloatVec load(const torch::headeronly::Half* from) {
   FloatVec value;
-#if defined(__AVX512F__)
-  const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#if FASTRCNN_VECTOR_BITS == 512
+  const __m512 wide = _mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   __builtin_memcpy(&value, &wide, sizeof value);
-#elif defined(__F16C__)
+#elif FASTRCNN_VECTOR_BITS == 256
   const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   const __m256 high = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + 1));
   __builtin_memcpy(&value, &low, sizeof low);

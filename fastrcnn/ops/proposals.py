@@ -30,9 +30,12 @@ def generate_proposals(
         image_sizes: [N, 2]: height and width of each image before padding, pixels of the network input; a tensor on
             the same device, or a list (which on CUDA is copied there).
         pre_nms: per level; post_nms: per image. min_size: pixels.
+        objectness and deltas may be of any floating type and in any memory layout: they are read where they lie.
     Returns:
         boxes [N, P, 4] in pixels of the network input, scores [N, P] in (0, 1), both float32 and by descending score,
-        count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros.
+        count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros. Equal
+        scores come by level and then by anchor. A NaN logit passes the top-k as the largest, as in torch.topk, and
+        comes after all numbers from then on, as in ops.nms.
     Raises:
         ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device; on CUDA, more than 8
         levels.

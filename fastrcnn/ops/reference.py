@@ -376,3 +376,90 @@ def _bounded_iou_loss(pred: Tensor, target: Tensor, eps: float, beta: float) -> 
 
 def _at_least(values: Tensor, low: float) -> Tensor:
     return _clamp(values, low, math.inf)
+
+
+# --- from the network's outputs to boxes ------------------------------------------------------------------------------
+
+
+def generate_proposals(
+    objectness: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    image_sizes: Tensor | Sequence[tuple[float, float]],
+    pre_nms: int,
+    post_nms: int,
+    iou_threshold: float,
+    min_size: float = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best boxes of L x [N,A,h,w] logits, [N,4A,h,w] deltas, [h*w*A,4] anchors: [N,P,4], scores [N,P], count [N].
+
+    (Ren et al. 2015, Faster R-CNN, section 3.3; Lin et al. 2017, FPN.) Per image and level: the `pre_nms` largest
+    logits, of equal ones those of the first anchors, NaN before all numbers; their boxes, clipped to the image, those
+    not wider and higher than `min_size` left out. NMS within each level, by descending logit, NaN last; the best
+    `post_nms` of all levels. P is `post_nms` or the number of logits taken, if that is less.
+    """
+    capacity = min(sum(min(pre_nms, len(level)) for level in anchors), post_nms)
+    proposals, all_scores, counts = [], [], []
+    for i, (height, width) in enumerate(torch.as_tensor(image_sizes).tolist()):
+        boxes, logits, levels = [], [], []
+        for level, (level_logits, level_deltas, level_anchors) in enumerate(
+            zip(objectness, deltas, anchors, strict=True)
+        ):
+            # [A,h,w] -> y, x, anchor, the order of the anchors
+            flat_logits = level_logits[i].float().permute(1, 2, 0).flatten()
+            flat_deltas = level_deltas[i].float().unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
+            top = flat_logits.argsort(descending=True, stable=True)[:pre_nms]  # PyTorch sorts NaN as the largest
+            decoded = decode_boxes(level_anchors[top], flat_deltas[top], [0.0] * 4, [1.0] * 4, (height, width))
+            large = ((decoded[:, 2:] - decoded[:, :2]) > min_size).all(1)
+            boxes.append(decoded[large])
+            logits.append(flat_logits[top][large])
+            levels.append(torch.full_like(top[large], level))
+        image_boxes, image_logits = torch.cat(boxes), torch.cat(logits)
+        kept = batched_nms(image_boxes, image_logits, torch.cat(levels), iou_threshold, post_nms)
+        proposals.append(_pad(image_boxes[kept], capacity))
+        all_scores.append(_pad(image_logits[kept].sigmoid(), capacity))
+        counts.append(len(kept))
+    return torch.stack(proposals), torch.stack(all_scores), torch.tensor(counts, device=anchors[0].device)
+
+
+def select_detections(
+    logits: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    image_sizes: Tensor | Sequence[tuple[float, float]],
+    scale_factors: Tensor | Sequence[tuple[float, float]],
+    score_threshold: float,
+    iou_threshold: float,
+    max_output: int,
+    means: Sequence[float],
+    stds: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The objects that [R,C+1] logits and [R,4C] deltas of RoIs [R,5] tell of: boxes [N,K,4], scores, labels, count.
+
+    (Girshick 2015, Fast R-CNN, section 3.) Every class of every RoI of an image (background, the last, is none) whose
+    softmax is greater than `score_threshold` is a candidate; its box is clipped to the image, then divided by the
+    scale factors (width, height). NMS within each class; the best `max_output` of all classes, equal scores by RoI and
+    then by class. A RoI whose image is -1 is padding. K is `max_output` or R * C, if that is less.
+    """
+    num_rois, num_classes = logits.shape[0], logits.shape[1] - 1
+    capacity = min(num_rois * num_classes, max_output)
+    scores = logits.float().softmax(1)[:, :num_classes]
+    results = []
+    image_sizes, scale_factors = torch.as_tensor(image_sizes), torch.as_tensor(scale_factors)
+    for i, (size, (width_factor, height_factor)) in enumerate(zip(image_sizes, scale_factors.tolist(), strict=True)):
+        of_image = rois[:, 0] == i
+        boxes = decode_boxes(rois[of_image, 1:], deltas[of_image].float(), means, stds, size).view(-1, num_classes, 4)
+        boxes = boxes / boxes.new_tensor([width_factor, height_factor, width_factor, height_factor])
+        roi, label = (scores[of_image] > score_threshold).nonzero(as_tuple=True)  # by RoI, then by class
+        candidates, candidate_scores = boxes[roi, label], scores[of_image][roi, label]
+        kept = batched_nms(candidates, candidate_scores, label, iou_threshold, max_output)
+        found = (candidates[kept], candidate_scores[kept], label[kept])
+        count = torch.tensor(len(kept), device=rois.device)
+        results.append((*(_pad(values, capacity) for values in found), count))
+    boxes, scores, labels, count = (torch.stack(parts) for parts in zip(*results, strict=True))
+    return boxes, scores, labels, count
+
+
+def _pad(values: Tensor, length: int) -> Tensor:
+    """Zeros after [k,...]: [length,...]."""
+    return torch.cat([values, values.new_zeros((length - len(values), *values.shape[1:]))])

@@ -31,11 +31,12 @@ def select_detections(
         iou_threshold: of the NMS within each class. max_output: detections per image.
         means, stds: of the deltas.
     Returns:
-        boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score,
-        count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros.
+        boxes [N, K, 4] in pixels of the original image, scores [N, K], labels int64 [N, K], by descending score, ties
+        by RoI and then by class; count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros. A RoI
+        with a NaN or +inf logit has no softmax and is not detected.
     Raises:
-        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index beyond N;
-        on CUDA, which does not wait to see it, such a RoI is never detected.
+        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index that is none of
+        -1 .. N - 1; on CUDA, which does not wait to see it, such a RoI is never detected.
 
     Not differentiable. Has no host synchronisation.
     """
