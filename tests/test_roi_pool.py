@@ -41,7 +41,7 @@ def value_and_gradient(function: Callable, features: Tensor) -> tuple[Tensor, Te
 
 
 def expected_roi_pool(features: Tensor, rois: Tensor, *settings: Any) -> Tensor:
-    """The reference, on the CPU: on CUDA, torch divides by multiplying with 1 / 7, which can move the border of a bin."""
+    """The reference, on the CPU: on CUDA, torch divides by multiplying with 1 / 7, which can move a bin's border."""
     return reference.roi_pool(features.cpu(), rois.cpu(), *settings).to(features.device)
 
 

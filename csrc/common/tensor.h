@@ -40,7 +40,7 @@ std::string part_text(const Part& part) {
   } else if constexpr (std::is_arithmetic_v<Part>) {
     return std::to_string(part);
   } else {
-    return part;
+    return std::string(part);
   }
 }
 
