@@ -1,6 +1,7 @@
-// Sorting of unsigned integers in linear time.
+// Sorting on the CPU by an unsigned integer, in linear time.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -8,21 +9,42 @@
 
 namespace fastrcnn {
 
-// Sorts ascending by the bits from `first_bit` on, a multiple of 8; what is equal in them keeps its order. Digit by
-// digit, the least significant first; a digit that is the same in all keys costs nothing.
-inline void radix_sort(std::vector<uint64_t>& keys, int first_bit) {
-  std::array<std::array<uint32_t, 256>, 8> counts{};
-  for (const uint64_t key : keys) {
-    for (int digit = first_bit / 8; digit < 8; ++digit) ++counts[digit][key >> (8 * digit) & 255];
+struct KeyedIndex {
+  uint64_t key;
+  int64_t index;
+};
+
+inline uint64_t key_of(const KeyedIndex& item) { return item.key; }
+inline uint64_t key_of(uint64_t key) { return key; }
+
+// Sorts KeyedIndex or uint64_t ascending by key; equal keys keep their order. Only the bits in which keys differ are
+// looked at, 9 at a time, from the lowest up: each round counts how often each digit comes, and so knows where its
+// items go.
+template <typename Item>
+void radix_sort(std::vector<Item>& items) {
+  constexpr int digit_bits = 9, digits = 1 << digit_bits;
+  constexpr size_t few = 100;  // comparisons are quicker than counting 512 digits
+  if (items.size() <= few) {
+    std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
+    return;
   }
-  std::vector<uint64_t> sorted(keys.size());
-  for (int digit = first_bit / 8; digit < 8; ++digit) {
-    auto& place = counts[digit];
-    if (keys.empty() || place[keys[0] >> (8 * digit) & 255] == keys.size()) continue;
-    uint32_t start = 0;
-    for (uint32_t& count : place) start += std::exchange(count, start);
-    for (const uint64_t key : keys) sorted[place[key >> (8 * digit) & 255]++] = key;
-    keys.swap(sorted);
+  uint64_t set_somewhere = 0, set_everywhere = ~uint64_t(0);
+  for (const Item& item : items) {
+    set_somewhere |= key_of(item);
+    set_everywhere &= key_of(item);
+  }
+  std::vector<Item> sorted(items.size());
+  uint64_t differing = set_somewhere & ~set_everywhere;
+  while (differing != 0) {
+    const int shift = __builtin_ctzll(differing);
+    const auto digit = [shift](const Item& item) { return key_of(item) >> shift & (digits - 1); };
+    std::array<size_t, digits> place{};
+    for (const Item& item : items) ++place[digit(item)];
+    size_t start = 0;
+    for (size_t& count : place) start += std::exchange(count, start);
+    for (const Item& item : items) sorted[place[digit(item)]++] = item;
+    items.swap(sorted);
+    differing &= ~(uint64_t(digits - 1) << shift);
   }
 }
 

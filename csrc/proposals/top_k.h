@@ -147,7 +147,7 @@ inline std::vector<uint64_t> top_anchors(const ProposalLevel<FloatArray>& level,
       candidates.push_back(RankedAnchor::pack(logits[places[i]], scan.anchor_at(first + places[i])));
     }
   }
-  radix_sort(candidates, 0);
+  radix_sort(candidates);
   candidates.resize(static_cast<size_t>(k));
   return candidates;
 }
