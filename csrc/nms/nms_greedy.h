@@ -15,8 +15,10 @@
 
 namespace fastrcnn {
 
-constexpr double kBoxesPerCell = 4;
-constexpr double kMostCells = 128;  // along each axis
+// Rows are few, since each that is in reach costs at least a vector; columns, whose boxes follow each other, are more.
+constexpr double kBoxesPerRow = 16;  // there are sqrt(n / 16) rows
+constexpr double kMostRows = 64;
+constexpr double kColumnsPerRow = 4;
 
 // What is known of the boxes along one axis.
 template <typename T>
@@ -40,7 +42,7 @@ class NmsLayout {
   template <typename BoxAt>
   NmsLayout(int64_t n, const BoxAt& box_at)
       : slots_(new int32_t[n]), numbers_(new T[5 * (n + kNmsPadding)]), alive_(new Flag[n + kNmsPadding]) {
-    const T side = static_cast<T>(std::clamp(std::sqrt(static_cast<double>(n) / kBoxesPerCell), 1.0, kMostCells));
+    const double rows = std::clamp(std::sqrt(static_cast<double>(n) / kBoxesPerRow), 1.0, kMostRows);
     NmsExtent<T> x, y;
     for (int64_t i = 0; i < n; ++i) {
       const Box<T> box = box_at(i);
@@ -49,7 +51,8 @@ class NmsLayout {
       x.add(box.x1, width), y.add(box.y1, height);
     }
     grid_.count = n;
-    grid_.x = x.axis(std::floor(side)), grid_.y = y.axis(std::floor(side));
+    grid_.x = x.axis(std::floor(static_cast<T>(rows * kColumnsPerRow)));
+    grid_.y = y.axis(std::floor(static_cast<T>(rows)));
     sort_into_cells(box_at);
   }
 

@@ -19,10 +19,11 @@ FASTRCNN_INLINE void suppress_near(const NmsGrid<T>& grid, int64_t slot, T thres
     const int32_t* cells = grid.cells + row * static_cast<int64_t>(grid.x.cells);
     const int64_t end = cells[last_column + 1];
     for (int64_t i = cells[first_column]; i < end; i += kLanes<T>) {
-      for (int64_t lane = i; lane < i + kLanes<T>; ++lane) {
-        const Box<T> other{grid.x1[lane], grid.y1[lane], grid.x2[lane], grid.y2[lane]};
-        const bool gone = suppresses(box, box_area, other, grid.area[lane], threshold);
-        grid.alive[lane] = gone ? 0 : grid.alive[lane];
+      const T *x1 = grid.x1 + i, *y1 = grid.y1 + i, *x2 = grid.x2 + i, *y2 = grid.y2 + i, *area = grid.area + i;
+      auto* alive = grid.alive + i;
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        const Box<T> other{x1[lane], y1[lane], x2[lane], y2[lane]};
+        alive[lane] = suppresses(box, box_area, other, area[lane], threshold) ? 0 : alive[lane];
       }
     }
   }
