@@ -30,17 +30,12 @@ template <typename T>
 class Assigner {
  public:
   Assigner(const AssignParams<T>& params, int64_t* gt_index, T* max_iou)
-      : p_(params), gt_index_(gt_index), max_iou_(max_iou), gt_max_(static_cast<size_t>(p_.num_gt), T(0)) {
-    const int64_t n = p_.num_gt;
-    gt_numbers_.resize(static_cast<size_t>(5 * n));
-    T *x1 = gt_numbers_.data(), *y1 = x1 + n, *x2 = y1 + n, *y2 = x2 + n, *areas = y2 + n;
-    for (int64_t g = 0; g < n; ++g) {
-      const Box<T>& box = p_.gt_boxes[g];
-      x1[g] = box.x1, y1[g] = box.y1, x2[g] = box.x2, y2[g] = box.y2;
-      areas[g] = area(box);
-    }
-    gt_ = {x1, y1, x2, y2, areas, n};
-  }
+      : p_(params),
+        gt_index_(gt_index),
+        max_iou_(max_iou),
+        split_gt_(params.gt_boxes, params.num_gt),
+        gt_(split_gt_.arrays()),
+        gt_max_(static_cast<size_t>(params.num_gt), T(0)) {}
 
   void run() {
     const int64_t blocks = (p_.num_boxes + kAssignBlock - 1) / kAssignBlock;
@@ -58,7 +53,7 @@ class Assigner {
     for (int64_t b = first; b < last; ++b) {
       const int64_t start = b * kAssignBlock, n = std::min(kAssignBlock, p_.num_boxes - start);
       FASTRCNN_SIMD(load_block, p_.boxes + start, n, block);
-      const int64_t num_met = FASTRCNN_SIMD(meet_objects, block, gt_, met.data(), largest.data());
+      const int64_t num_met = FASTRCNN_SIMD(meet_objects, block, gt_, p_.pos_iou, met.data(), largest.data());
       for (int64_t k = 0; k < num_met; ++k) {
         T& so_far = gt_max[met[k]];
         if (largest[k] >= p_.min_pos_iou && largest[k] >= so_far) notes.push_back({b, met[k], largest[k]});
@@ -100,8 +95,8 @@ class Assigner {
   const AssignParams<T>& p_;
   int64_t* gt_index_;
   T* max_iou_;
-  std::vector<T> gt_numbers_;
-  GtArrays<T> gt_;
+  SplitBoxes<T> split_gt_;
+  BoxArrays<T> gt_;
   std::vector<T> gt_max_;  // largest IoU of each object
   std::vector<LargestNote<T>> notes_;
   std::mutex lock_;  // of gt_max_ and notes_

@@ -46,25 +46,23 @@ FASTRCNN_INLINE T block_iou(const BoxBlock<T>& block, int64_t i, const Box<T>& g
 }
 
 template <typename T>
-FASTRCNN_INLINE Box<T> gt_box(const GtArrays<T>& gt, int64_t g) {
+FASTRCNN_INLINE Box<T> gt_box(const BoxArrays<T>& gt, int64_t g) {
   return {gt.x1[g], gt.y1[g], gt.x2[g], gt.y2[g]};
 }
 
 template <typename T>
-FASTRCNN_INLINE T meet_object(BoxBlock<T>& block, const Box<T>& gt, T gt_area, int32_t g) {
+FASTRCNN_INLINE T meet_object(BoxBlock<T>& block, const Box<T>& gt, T gt_area) {
   T overlaps[kAssignBlock];
   for (int64_t i = 0; i < kAssignBlock; ++i) {
     overlaps[i] = block_iou(block, i, gt, gt_area);
-    // With bits and not with ?:, of which the compiler would make a store that depends on a branch.
-    const int32_t better = -static_cast<int32_t>(overlaps[i] > block.max_iou[i]);
-    block.best_gt[i] = (g & better) | (block.best_gt[i] & ~better);
     block.max_iou[i] = maximum(overlaps[i], block.max_iou[i]);
   }
   return largest_of(overlaps);
 }
 
 template <typename T>
-FASTRCNN_INLINE int64_t meet_objects_typed(BoxBlock<T>& block, const GtArrays<T>& gt, int32_t* met, T* largest) {
+FASTRCNN_INLINE int64_t meet_objects_typed(BoxBlock<T>& block, const BoxArrays<T>& gt, T pos_iou, int32_t* met,
+                                           T* largest) {
   // An object outside the bounds has IoU 0 with every box of the block, and so has one with NaN. Whether it is near is
   // asked of all objects first, which is vectorised; then the near ones are pushed together.
   const Box<T> bounds = block.bounds;
@@ -79,8 +77,15 @@ FASTRCNN_INLINE int64_t meet_objects_typed(BoxBlock<T>& block, const GtArrays<T>
     met[num_met] = static_cast<int32_t>(g);
     num_met += near;
   }
-  for (int64_t k = 0; k < num_met; ++k) {
-    largest[k] = meet_object(block, gt_box(gt, met[k]), gt.area[met[k]], met[k]);
+  for (int64_t k = 0; k < num_met; ++k) largest[k] = meet_object(block, gt_box(gt, met[k]), gt.area[met[k]]);
+  // Which object is the best matters to positive boxes only, which are few; the first of equal ones is set last.
+  for (int64_t k = num_met - 1; k >= 0; --k) {
+    if (!(largest[k] >= pos_iou)) continue;
+    const Box<T> box = gt_box(gt, met[k]);
+    for (int64_t i = 0; i < kAssignBlock; ++i) {
+      const T overlap = block_iou(block, i, box, gt.area[met[k]]);
+      block.best_gt[i] = (overlap == block.max_iou[i]) & (overlap > T(0)) ? met[k] : block.best_gt[i];
+    }
   }
   return num_met;
 }
@@ -101,13 +106,13 @@ FASTRCNN_INLINE void equal_iou_typed(const BoxBlock<T>& block, const Box<T>& gt,
 
 #define FASTRCNN_ASSIGN_KERNELS(T)                                                                                  \
   void load_block(const Box<T>* boxes, int64_t n, BoxBlock<T>& block) { load_block_typed(boxes, n, block); }        \
-  int64_t meet_objects(BoxBlock<T>& block, const GtArrays<T>& gt, int32_t* met, T* largest) {                       \
-    return meet_objects_typed(block, gt, met, largest);                                                             \
+  int64_t meet_objects(BoxBlock<T>& block, const BoxArrays<T>& gt, T pos_iou, int32_t* met, T* largest) {           \
+    return meet_objects_typed(block, gt, pos_iou, met, largest);                                                    \
   }                                                                                                                 \
   void assign_block(const BoxBlock<T>& block, int64_t n, const AssignParams<T>& p, int64_t* gt_index, T* max_iou) { \
     assign_block_typed(block, n, p, gt_index, max_iou);                                                             \
   }                                                                                                                 \
-  void equal_iou(const BoxBlock<T>& block, const GtArrays<T>& gt, int64_t g, T wanted, int32_t* matches) {          \
+  void equal_iou(const BoxBlock<T>& block, const BoxArrays<T>& gt, int64_t g, T wanted, int32_t* matches) {         \
     equal_iou_typed(block, gt_box(gt, g), gt.area[g], wanted, matches);                                             \
   }
 

@@ -48,10 +48,15 @@ struct PairGroup {
 
 template <typename T>
 FASTRCNN_INLINE void load_pairs(const DecodeParams<T>& p, int64_t first, int64_t n, PairGroup<T>& pairs) {
-  if (p.num_classes == 1) load_group(p.boxes + first, n, pairs.boxes);
-  for (int64_t filled = 0; filled < n;) {
-    const int64_t i = (first + filled) / p.num_classes;
-    const int64_t end = (i + 1) * p.num_classes - first < n ? (i + 1) * p.num_classes - first : n;
+  if (p.num_classes == 1 && (!p.max_shape || p.shape_stride == 0)) {
+    load_group(p.boxes + first, n, pairs.boxes);
+    if (!p.max_shape) return;
+    for (int64_t k = 0; k < kCodingGroup; ++k) pairs.height[k] = p.max_shape[0], pairs.width[k] = p.max_shape[1];
+    return;
+  }
+  for (int64_t filled = 0; filled < n;) {  // the pairs of one box after the other
+    const int64_t i = (first + filled) / p.num_classes, after = (i + 1) * p.num_classes - first;
+    const int64_t end = after < n ? after : n;
     const Box<T> box = p.boxes[i];
     const T height = p.max_shape ? p.max_shape[i * p.shape_stride] : T(0);
     const T width = p.max_shape ? p.max_shape[i * p.shape_stride + 1] : T(0);

@@ -15,13 +15,8 @@ void box_iou_typed(const Tensor& a, const Tensor& b, Tensor& out) {
   const auto* rows = reinterpret_cast<const Box<T>*>(a.const_data_ptr<T>());
   const auto* columns = reinterpret_cast<const Box<T>*>(b.const_data_ptr<T>());
   const int64_t m = b.size(0);
-  std::vector<T> numbers(static_cast<size_t>(5 * m));
-  T *x1 = numbers.data(), *y1 = x1 + m, *x2 = y1 + m, *y2 = x2 + m, *areas = y2 + m;
-  for (int64_t j = 0; j < m; ++j) {
-    x1[j] = columns[j].x1, y1[j] = columns[j].y1, x2[j] = columns[j].x2, y2[j] = columns[j].y2;
-    areas[j] = area(columns[j]);
-  }
-  const BoxArrays<T> boxes{x1, y1, x2, y2, areas, m};
+  const SplitBoxes<T> split(columns, m);
+  const BoxArrays<T> boxes = split.arrays();
   T* result = out.mutable_data_ptr<T>();
   const int64_t rows_per_thread = kPairsPerThread / std::max<int64_t>(m, 1) + 1;
   torch::stable::parallel_for(0, a.size(0), rows_per_thread, [&](int64_t first, int64_t last) {

@@ -1,19 +1,10 @@
 // The hot loop of pairwise IoU on the CPU (box_iou_simd.inl): one box against many.
 #pragma once
 
-#include <cstdint>
-
-#include "../math/box.h"
+#include "../math/box_arrays.h"
 #include "../simd/level.h"
 
 namespace fastrcnn {
-
-// Boxes as separate arrays.
-template <typename T>
-struct BoxArrays {
-  const T *x1, *y1, *x2, *y2, *area;
-  int64_t count;
-};
 
 // out[j] = IoU of the box with boxes[j].
 #define FASTRCNN_BOX_IOU_KERNELS(T) void iou_row(const Box<T>& box, const BoxArrays<T>& boxes, T* out);
