@@ -191,7 +191,7 @@ def test_exact_where_a_coordinate_offset_is_not(device):
 
 
 def test_exact_where_torchvision_is_not():
-    """The same boxes: torchvision's batched_nms drops the second; its nms of that class alone keeps it, as ours does."""
+    """The same boxes: torchvision's batched_nms drops the second; its nms of that class alone keeps it, as we do."""
     torchvision = pytest.importorskip("torchvision")
     boxes = torch.tensor([[100.0040, 100, 104.0035, 104], [101, 100, 102.9990, 104], [0, 0, 1333, 800]])
     scores, classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0])
