@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "../common/host_device.h"
-#include "exp_log.h"
+#include "elementary.h"
 
 namespace fastrcnn {
 
@@ -63,9 +63,14 @@ HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
 // that does not exceed the user's double, for which the comparison in T equals the comparison in double (round_down).
 // Two boxes without area give 0 / 0 = NaN, which is not greater; NaN boxes neither suppress nor are suppressed.
 template <typename T>
+HOST_DEVICE bool overlap_exceeds(T inter, T area_a, T area_b, T threshold) {
+  return inter / (area_a + area_b - inter) > threshold;
+}
+
+template <typename T>
 HOST_DEVICE bool suppresses(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T threshold) {
   const T inter = intersection(a, b);
-  return inter > T(0) && inter / (area_a + area_b - inter) > threshold;  // most boxes are apart: no division
+  return inter > T(0) && overlap_exceeds(inter, area_a, area_b, threshold);  // most boxes are apart: no division
 }
 
 // The largest value of T that is <= x.
@@ -90,8 +95,8 @@ HOST_DEVICE Box<T> encode(const Box<T>& box, const Box<T>& target, const DeltaSc
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T dx = ((target.x1 + target.x2) * half - (box.x1 + box.x2) * half) / width;
   const T dy = ((target.y1 + target.y2) * half - (box.y1 + box.y2) * half) / height;
-  const T dw = portable_log((target.x2 - target.x1) / width);
-  const T dh = portable_log((target.y2 - target.y1) / height);
+  const T dw = logarithm((target.x2 - target.x1) / width);
+  const T dh = logarithm((target.y2 - target.y1) / height);
   return {(dx - scale.mean[0]) / scale.std[0], (dy - scale.mean[1]) / scale.std[1], (dw - scale.mean[2]) / scale.std[2],
           (dh - scale.mean[3]) / scale.std[3]};
 }
@@ -113,7 +118,7 @@ HOST_DEVICE Box<T> decode(const Box<T>& box, const Box<T>& deltas, const DeltaSc
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T x = (box.x1 + box.x2) * half + width * dx;
   const T y = (box.y1 + box.y2) * half + height * dy;
-  const T half_width = width * bounded_exp(dw) * half, half_height = height * bounded_exp(dh) * half;
+  const T half_width = width * bounded_exponential(dw) * half, half_height = height * bounded_exponential(dh) * half;
   return {x - half_width, y - half_height, x + half_width, y + half_height};
 }
 
@@ -140,8 +145,8 @@ HOST_DEVICE Box<T> decode_backward(const Box<T>& box, const Box<T>& deltas, cons
   }
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T dw = deltas.x2 * scale.std[2] + scale.mean[2], dh = deltas.y2 * scale.std[3] + scale.mean[3];
-  const T grad_dw = (grad.x2 - grad.x1) * half * width * bounded_exp(clamp(dw, -limit, limit)) * scale.std[2];
-  const T grad_dh = (grad.y2 - grad.y1) * half * height * bounded_exp(clamp(dh, -limit, limit)) * scale.std[3];
+  const T grad_dw = (grad.x2 - grad.x1) * half * width * bounded_exponential(clamp(dw, -limit, limit)) * scale.std[2];
+  const T grad_dh = (grad.y2 - grad.y1) * half * height * bounded_exponential(clamp(dh, -limit, limit)) * scale.std[3];
   return {(grad.x1 + grad.x2) * width * scale.std[0], (grad.y1 + grad.y2) * height * scale.std[1],
           within(dw, -limit, limit) ? grad_dw : zero, within(dh, -limit, limit) ? grad_dh : zero};
 }
