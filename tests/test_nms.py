@@ -57,6 +57,38 @@ def test_equals_torchvision(device, iou_threshold):
     assert ops.nms(boxes, scores, iou_threshold).tolist() == torchvision.ops.nms(boxes, scores, iou_threshold).tolist()
 
 
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.005, 0.3, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("spread", ["even", "long and thin", "of all sizes", "far away", "one far away", "not finite"])
+def test_leaves_out_no_pair_that_decides(device, spread, iou_threshold):
+    """The CPU compares near boxes only: what is near depends on all the boxes, and on the threshold."""
+    generator = seeded(3)
+    corner, side = torch.rand(2500, 2, generator=generator) * 900, torch.rand(2500, 2, generator=generator) * 150
+    if spread == "long and thin":
+        side = side * torch.tensor([8.0, 0.05])
+    elif spread == "of all sizes":
+        side = torch.exp(torch.rand(2500, 2, generator=generator) * 12 - 5)
+    elif spread == "far away":
+        corner = corner - 1e6
+    boxes = torch.cat((corner, corner + side), dim=1)
+    if spread == "one far away":
+        boxes[7] = torch.tensor([1e9, -1e9, 2e9, 1e9])
+    elif spread == "not finite":
+        boxes[::10, 1], boxes[::11, 2], boxes[::12, 0], boxes[::13] = NAN, INF, -INF, boxes[::13].flip(1)
+    scores = random_scores(2500)
+    boxes[1::2] += torch.randn(1250, 4, generator=generator)  # and near doubles
+    boxes[::5] = boxes[1::5] + torch.randn(500, 4, generator=generator)
+    expected = reference.nms(boxes, scores, iou_threshold).tolist()
+    assert ops.nms(boxes.to(device), scores.to(device), iou_threshold).tolist() == expected
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-19, 1e-15, 1e15, 1e19, 1e25])
+def test_boxes_whose_area_is_at_the_end_of_float32(device, scale):
+    """Products underflow or overflow, and the rule applies to what is left."""
+    boxes, scores = random_boxes(400, 10, device=device) * scale, random_scores(400, device=device)
+    for threshold in (0.0, 0.3, 0.7):
+        assert ops.nms(boxes, scores, threshold).tolist() == reference.nms(boxes, scores, threshold).tolist()
+
+
 def test_golden(device, units):
     """Multiclass suppression: every class of every box above a score is a candidate, background (the last) is not."""
     unit = units["multiclass_nms"]
@@ -155,6 +187,16 @@ def test_exact_where_a_coordinate_offset_is_not(device):
     scores, classes = torch.tensor([0.9, 0.8, 0.7], device=device), torch.tensor([79, 79, 0], device=device)
     moved = boxes + classes[:, None] * (boxes.max() + 1)
     assert reference.nms(moved, scores, 0.5).tolist() == [0, 2]
+    assert ops.batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 1, 2]
+
+
+def test_exact_where_torchvision_is_not():
+    """The same boxes: torchvision's batched_nms drops the second; its nms of that class alone keeps it, as we do."""
+    torchvision = pytest.importorskip("torchvision")
+    boxes = torch.tensor([[100.0040, 100, 104.0035, 104], [101, 100, 102.9990, 104], [0, 0, 1333, 800]])
+    scores, classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0])
+    assert torchvision.ops.batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 2]
+    assert torchvision.ops.nms(boxes[:2], scores[:2], 0.5).tolist() == [0, 1]
     assert ops.batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 1, 2]
 
 

@@ -34,6 +34,20 @@ for dtype in (torch.float32, torch.float64):
             loss = ops.iou_loss(leaf, boxes.roll(1, 0).lerp(boxes, 0.8).to(dtype), kind, mode)
             (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
             results += [loss.nan_to_num(7), gradient.nan_to_num(7)]  # the sign of a NaN may differ
+    results.append(ops.box_iou(boxes.to(dtype), boxes[::17].to(dtype)))
+    coding = (0.1, -0.2, 0.05, 0.3), (0.1, 0.1, 0.2, 0.2)
+    results.append(ops.encode_boxes(boxes.to(dtype), boxes.flip(0).to(dtype), *coding).nan_to_num(7))
+    for classes in (1, 3, 80):
+        for max_shape in (None, (50, 60), torch.rand(300, 2, generator=generator, dtype=dtype) * 90):
+            deltas = torch.randn(300, 4 * classes, generator=generator, dtype=dtype) * 3
+            decoded = ops.decode_boxes(boxes.to(dtype), deltas.requires_grad_(), *coding, max_shape)
+            (gradient,) = torch.autograd.grad(decoded, deltas, torch.ones_like(decoded))
+            results += [decoded.nan_to_num(7), gradient.nan_to_num(7)]
+crowd = torch.rand(3000, 2, generator=generator) * 900  # so many that NMS divides the plane into cells
+crowd = torch.cat([crowd, crowd + torch.rand(3000, 2, generator=generator) * 200], 1)
+for threshold in (0.0, 0.3, 0.7):
+    results.append(ops.nms(crowd, torch.rand(3000, generator=generator), threshold))
+    results.append(ops.nms(crowd.double(), torch.rand(3000, generator=generator).double(), threshold))
 anchors = ops.grid_anchors([(40, 50)], [4], [ops.base_anchors(4, [4], [0.5, 1, 2])])
 sizes, factors, zeros = [(150.0, 190.0)] * 2, [(0.5, 0.75)] * 2, (0.0,) * 4
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

@@ -16,13 +16,18 @@ HOST_DEVICE Box<T> base_anchor(T size, T scale, T ratio) {
   return {-half_width, -half_height, half_width, half_height};
 }
 
+// A base anchor in the cell of column x and row y.
+template <typename T>
+HOST_DEVICE Box<T> anchor_of_cell(const Box<T>& base, int64_t x, int64_t y, T stride) {
+  const T dx = static_cast<T>(x) * stride, dy = static_cast<T>(y) * stride;
+  return {base.x1 + dx, base.y1 + dy, base.x2 + dx, base.y2 + dy};
+}
+
 // Anchor `index` of a level of the given width, in the order of grid_anchors.
 template <typename T>
 HOST_DEVICE Box<T> grid_anchor(const Box<T>* base, int64_t num_anchors, int64_t width, T stride, int64_t index) {
   const int64_t cell = index / num_anchors;
-  const Box<T>& anchor = base[index % num_anchors];
-  const T x = static_cast<T>(cell % width) * stride, y = static_cast<T>(cell / width) * stride;
-  return {anchor.x1 + x, anchor.y1 + y, anchor.x2 + x, anchor.y2 + y};
+  return anchor_of_cell(base[index % num_anchors], cell % width, cell / width, stride);
 }
 
 }  // namespace fastrcnn

@@ -16,34 +16,8 @@
 namespace fastrcnn {
 namespace {
 
-template <typename T>
-void load_block(const Box<T>* boxes, int64_t n, BoxBlock<T>& block) {
-  for (int64_t i = 0; i < kAssignBlock; ++i) {
-    const Box<T> box = i < n ? boxes[i] : Box<T>{0, 0, 0, 0};
-    block.x1[i] = box.x1, block.y1[i] = box.y1, block.x2[i] = box.x2, block.y2[i] = box.y2;
-    block.area[i] = area(box);
-    block.max_iou[i] = T(0);
-    block.best_gt[i] = 0;
-  }
-}
-
-template <typename T>
-Box<T> bounding_box(const Box<T>* boxes, int64_t n) {
-  Box<T> bounds = boxes[0];
-  for (int64_t i = 1; i < n; ++i) {
-    bounds.x1 = minimum(boxes[i].x1, bounds.x1);
-    bounds.y1 = minimum(boxes[i].y1, bounds.y1);
-    bounds.x2 = maximum(boxes[i].x2, bounds.x2);
-    bounds.y2 = maximum(boxes[i].y2, bounds.y2);
-  }
-  return bounds;
-}
-
-// False only if no box inside the bounds overlaps the object; true where a coordinate is NaN.
-template <typename T>
-bool may_overlap(const Box<T>& bounds, const Box<T>& gt) {
-  return !(gt.x1 >= bounds.x2 || gt.x2 <= bounds.x1 || gt.y1 >= bounds.y2 || gt.y2 <= bounds.y1);
-}
+// Below this many pairs of box and object a second thread costs more than it saves.
+constexpr int64_t kPairsPerThread = int64_t(1) << 18;
 
 // Block `block` has a box whose IoU with object g is `largest`.
 template <typename T>
@@ -56,36 +30,36 @@ template <typename T>
 class Assigner {
  public:
   Assigner(const AssignParams<T>& params, int64_t* gt_index, T* max_iou)
-      : p_(params), gt_index_(gt_index), max_iou_(max_iou) {
-    for (int64_t g = 0; g < p_.num_gt; ++g) gt_area_.push_back(area(p_.gt_boxes[g]));
-    gt_max_.assign(gt_area_.size(), T(0));
-  }
+      : p_(params),
+        gt_index_(gt_index),
+        max_iou_(max_iou),
+        split_gt_(params.gt_boxes, params.num_gt),
+        gt_(split_gt_.arrays()),
+        gt_max_(static_cast<size_t>(params.num_gt), T(0)) {}
 
   void run() {
     const int64_t blocks = (p_.num_boxes + kAssignBlock - 1) / kAssignBlock;
-    torch::stable::parallel_for(0, blocks, 4, [&](int64_t first, int64_t last) { assign_blocks(first, last); });
+    const int64_t grain = kPairsPerThread / (kAssignBlock * (p_.num_gt + 1)) + 1;
+    torch::stable::parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) { assign_blocks(first, last); });
     if (p_.match_low_quality) match_low_quality();
   }
 
  private:
   void assign_blocks(int64_t first, int64_t last) {
     BoxBlock<T> block;
-    std::vector<T> gt_max(gt_max_.size(), T(0));
+    std::vector<T> gt_max(gt_max_.size(), T(0)), largest(gt_max_.size());
+    std::vector<int32_t> met(gt_max_.size());
     std::vector<LargestNote<T>> notes;
     for (int64_t b = first; b < last; ++b) {
       const int64_t start = b * kAssignBlock, n = std::min(kAssignBlock, p_.num_boxes - start);
-      load_block(p_.boxes + start, n, block);
-      const Box<T> bounds = bounding_box(p_.boxes + start, n);
-      for (int64_t g = 0; g < p_.num_gt; ++g) {
-        if (!may_overlap(bounds, p_.gt_boxes[g])) continue;
-        const T largest = FASTRCNN_SIMD(meet_object, block, p_.gt_boxes[g], gt_area_[g], static_cast<int32_t>(g));
-        if (largest >= p_.min_pos_iou && largest >= gt_max[g]) notes.push_back({b, g, largest});
-        gt_max[g] = maximum(gt_max[g], largest);
+      FASTRCNN_SIMD(load_block, p_.boxes + start, n, block);
+      const int64_t num_met = FASTRCNN_SIMD(meet_objects, block, gt_, p_.pos_iou, met.data(), largest.data());
+      for (int64_t k = 0; k < num_met; ++k) {
+        T& so_far = gt_max[met[k]];
+        if (largest[k] >= p_.min_pos_iou && largest[k] >= so_far) notes.push_back({b, met[k], largest[k]});
+        so_far = maximum(so_far, largest[k]);
       }
-      for (int64_t i = 0; i < n; ++i) {
-        max_iou_[start + i] = block.max_iou[i];
-        gt_index_[start + i] = assign_by_max(p_, block.max_iou[i], block.best_gt[i]);
-      }
+      FASTRCNN_SIMD(assign_block, block, n, p_, gt_index_ + start, max_iou_ + start);
     }
     const std::lock_guard<std::mutex> guard(lock_);
     for (size_t g = 0; g < gt_max.size(); ++g) gt_max_[g] = maximum(gt_max_[g], gt_max[g]);
@@ -111,8 +85,8 @@ class Assigner {
     BoxBlock<T> block;
     int32_t matches[kAssignBlock];
     const int64_t start = b * kAssignBlock, n = std::min(kAssignBlock, p_.num_boxes - start);
-    load_block(p_.boxes + start, n, block);
-    FASTRCNN_SIMD(equal_iou, block, p_.gt_boxes[g], gt_area_[g], gt_max_[g], matches);
+    FASTRCNN_SIMD(load_block, p_.boxes + start, n, block);
+    FASTRCNN_SIMD(equal_iou, block, gt_, g, gt_max_[g], matches);
     for (int64_t i = 0; i < n; ++i) {
       if (matches[i]) gt_index_[start + i] = g + 1;
     }
@@ -121,7 +95,8 @@ class Assigner {
   const AssignParams<T>& p_;
   int64_t* gt_index_;
   T* max_iou_;
-  std::vector<T> gt_area_;
+  SplitBoxes<T> split_gt_;
+  BoxArrays<T> gt_;
   std::vector<T> gt_max_;  // largest IoU of each object
   std::vector<LargestNote<T>> notes_;
   std::mutex lock_;  // of gt_max_ and notes_

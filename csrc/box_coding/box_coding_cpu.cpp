@@ -1,43 +1,51 @@
-// Box coding on the CPU: threads own boxes.
+// Box coding on the CPU: threads own ranges of boxes, or of pairs of box and class (box_coding_simd.inl).
 #include "box_coding.h"
+
+#include "box_coding_simd.h"
 
 namespace fastrcnn {
 namespace {
 
-constexpr int64_t kBoxesPerThread = 1024;  // below this a second thread costs more than it saves
+constexpr int64_t kPairsPerThread = 8192;  // below this a second thread costs more than it saves
+
+template <typename T>
+const Box<T>* boxes_of(const Tensor& tensor) {
+  return reinterpret_cast<const Box<T>*>(tensor.const_data_ptr<T>());
+}
+
+template <typename T>
+Box<T>* mutable_boxes_of(Tensor& tensor) {
+  return reinterpret_cast<Box<T>*>(tensor.mutable_data_ptr<T>());
+}
 
 template <typename T>
 void encode_typed(const Tensor& boxes, const Tensor& targets, const DeltaScale<T>& scale, Tensor& out) {
-  const auto* box = reinterpret_cast<const Box<T>*>(boxes.const_data_ptr<T>());
-  const auto* target = reinterpret_cast<const Box<T>*>(targets.const_data_ptr<T>());
-  auto* deltas = reinterpret_cast<Box<T>*>(out.mutable_data_ptr<T>());
-  torch::stable::parallel_for(0, boxes.size(0), kBoxesPerThread, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) deltas[i] = encode(box[i], target[i], scale);
-  });
-}
-
-// out[i, c] = function(i, c).
-template <typename T, typename Function>
-void for_each_box_and_class(const DecodeParams<T>& p, Tensor& out, const Function& function) {
-  auto* result = reinterpret_cast<Box<T>*>(out.mutable_data_ptr<T>());
-  torch::stable::parallel_for(0, p.num_boxes * p.num_classes, kBoxesPerThread, [&](int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j) result[j] = function(j / p.num_classes, j % p.num_classes);
+  const Box<T>*box = boxes_of<T>(boxes), *target = boxes_of<T>(targets);
+  Box<T>* deltas = mutable_boxes_of<T>(out);
+  torch::stable::parallel_for(0, boxes.size(0), kPairsPerThread, [&](int64_t first, int64_t last) {
+    FASTRCNN_SIMD(encode_range, box, target, scale, first, last, deltas);
   });
 }
 
 template <typename T>
 void decode_typed(const DecodeParams<T>& p, Tensor& out) {
-  for_each_box_and_class(p, out, [&](int64_t i, int64_t c) { return decode_one(p, i, c); });
+  Box<T>* decoded = mutable_boxes_of<T>(out);
+  torch::stable::parallel_for(0, p.num_boxes * p.num_classes, kPairsPerThread, [&](int64_t first, int64_t last) {
+    FASTRCNN_SIMD(decode_range, p, first, last, decoded);
+  });
 }
 
 template <typename T>
 void decode_backward_typed(const DecodeParams<T>& p, const Tensor& grad, Tensor& out) {
-  const auto* grads = reinterpret_cast<const Box<T>*>(grad.const_data_ptr<T>());
-  for_each_box_and_class(
-      p, out, [&](int64_t i, int64_t c) { return decode_one_backward(p, i, c, grads[i * p.num_classes + c]); });
+  const Box<T>* of_decoded = boxes_of<T>(grad);
+  Box<T>* of_deltas = mutable_boxes_of<T>(out);
+  torch::stable::parallel_for(0, p.num_boxes * p.num_classes, kPairsPerThread, [&](int64_t first, int64_t last) {
+    FASTRCNN_SIMD(decode_backward_range, p, of_decoded, first, last, of_deltas);
+  });
 }
 
 Tensor encode_boxes_cpu(Tensor boxes, Tensor targets, std::vector<double> means, std::vector<double> stds) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_encode(boxes, targets);
   boxes = torch::stable::contiguous(boxes);
   targets = torch::stable::contiguous(targets);
@@ -52,6 +60,7 @@ Tensor encode_boxes_cpu(Tensor boxes, Tensor targets, std::vector<double> means,
 
 Tensor decode_boxes_cpu(Tensor boxes, Tensor deltas, std::vector<double> means, std::vector<double> stds,
                         std::optional<Tensor> max_shape) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_decode(boxes, deltas, max_shape);
   boxes = torch::stable::contiguous(boxes);
   deltas = torch::stable::contiguous(deltas);
@@ -67,6 +76,7 @@ Tensor decode_boxes_cpu(Tensor boxes, Tensor deltas, std::vector<double> means, 
 
 Tensor decode_boxes_backward_cpu(Tensor grad, Tensor boxes, Tensor deltas, std::vector<double> means,
                                  std::vector<double> stds, std::optional<Tensor> max_shape) {
+  simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_decode(boxes, deltas, max_shape);
   check_shape(grad, "grad", "that of the decoded boxes", {deltas.size(0), deltas.size(1)});
   check_dtype(grad, "grad", boxes.scalar_type());

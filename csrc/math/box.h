@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "../common/host_device.h"
+#include "elementary.h"
 
 namespace fastrcnn {
 
@@ -29,7 +30,13 @@ HOST_DEVICE T maximum(T a, T b) {
 // NaN stays NaN.
 template <typename T>
 HOST_DEVICE T clamp(T value, T low, T high) {
-  return value < low ? low : (value > high ? high : value);
+  return minimum(high, maximum(low, value));
+}
+
+// Without a branch; false for NaN.
+template <typename T>
+HOST_DEVICE bool within(T value, T low, T high) {
+  return (value >= low) & (value <= high);
 }
 
 template <typename T>
@@ -48,21 +55,22 @@ HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
 template <typename T>
 HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T inter = intersection(a, b);
-  const T joint = area_a + area_b - inter;
-  const T smallest = T(1e-6);
-  // A NaN union becomes infinite, which makes the quotient 0.
-  const T divisor = joint > smallest ? joint : (joint <= smallest ? smallest : T(INFINITY));
-  const T quotient = inter / divisor;
-  return quotient > T(0) ? quotient : T(0);
+  const T quotient = inter / maximum(T(1e-6), area_a + area_b - inter);  // a union that is NaN stays NaN
+  return maximum(quotient, T(0));                                        // and ends here
 }
 
 // The suppression rule of NMS: inter / union, rounded to T, is greater than the threshold. `threshold` is the largest T
 // that does not exceed the user's double, for which the comparison in T equals the comparison in double (round_down).
 // Two boxes without area give 0 / 0 = NaN, which is not greater; NaN boxes neither suppress nor are suppressed.
 template <typename T>
+HOST_DEVICE bool overlap_exceeds(T inter, T area_a, T area_b, T threshold) {
+  return inter / (area_a + area_b - inter) > threshold;
+}
+
+template <typename T>
 HOST_DEVICE bool suppresses(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T threshold) {
   const T inter = intersection(a, b);
-  return inter > T(0) && inter / (area_a + area_b - inter) > threshold;  // most boxes are apart: no division
+  return inter > T(0) && overlap_exceeds(inter, area_a, area_b, threshold);  // most boxes are apart: no division
 }
 
 // The largest value of T that is <= x.
@@ -87,8 +95,8 @@ HOST_DEVICE Box<T> encode(const Box<T>& box, const Box<T>& target, const DeltaSc
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T dx = ((target.x1 + target.x2) * half - (box.x1 + box.x2) * half) / width;
   const T dy = ((target.y1 + target.y2) * half - (box.y1 + box.y2) * half) / height;
-  const T dw = std::log((target.x2 - target.x1) / width);
-  const T dh = std::log((target.y2 - target.y1) / height);
+  const T dw = logarithm((target.x2 - target.x1) / width);
+  const T dh = logarithm((target.y2 - target.y1) / height);
   return {(dx - scale.mean[0]) / scale.std[0], (dy - scale.mean[1]) / scale.std[1], (dw - scale.mean[2]) / scale.std[2],
           (dh - scale.mean[3]) / scale.std[3]};
 }
@@ -110,7 +118,7 @@ HOST_DEVICE Box<T> decode(const Box<T>& box, const Box<T>& deltas, const DeltaSc
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T x = (box.x1 + box.x2) * half + width * dx;
   const T y = (box.y1 + box.y2) * half + height * dy;
-  const T half_width = width * std::exp(dw) * half, half_height = height * std::exp(dh) * half;
+  const T half_width = width * bounded_exponential(dw) * half, half_height = height * bounded_exponential(dh) * half;
   return {x - half_width, y - half_height, x + half_width, y + half_height};
 }
 
@@ -127,23 +135,20 @@ HOST_DEVICE Box<T> clip(const Box<T>& box, T height, T width) {
 template <typename T>
 HOST_DEVICE Box<T> decode_backward(const Box<T>& box, const Box<T>& deltas, const DeltaScale<T>& scale, bool clipped,
                                    T image_height, T image_width, Box<T> grad) {
+  const T zero = T(0), half = T(0.5), limit = max_log_ratio<T>();
   if (clipped) {
     const Box<T> raw = decode(box, deltas, scale);
-    const T zero = T(0);
-    if (!(raw.x1 >= zero && raw.x1 <= image_width)) grad.x1 = zero;
-    if (!(raw.y1 >= zero && raw.y1 <= image_height)) grad.y1 = zero;
-    if (!(raw.x2 >= zero && raw.x2 <= image_width)) grad.x2 = zero;
-    if (!(raw.y2 >= zero && raw.y2 <= image_height)) grad.y2 = zero;
+    grad.x1 = within(raw.x1, zero, image_width) ? grad.x1 : zero;
+    grad.y1 = within(raw.y1, zero, image_height) ? grad.y1 : zero;
+    grad.x2 = within(raw.x2, zero, image_width) ? grad.x2 : zero;
+    grad.y2 = within(raw.y2, zero, image_height) ? grad.y2 : zero;
   }
-  const T half = T(0.5), limit = max_log_ratio<T>();
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T dw = deltas.x2 * scale.std[2] + scale.mean[2], dh = deltas.y2 * scale.std[3] + scale.mean[3];
-  Box<T> out;
-  out.x1 = (grad.x1 + grad.x2) * width * scale.std[0];
-  out.y1 = (grad.y1 + grad.y2) * height * scale.std[1];
-  out.x2 = dw >= -limit && dw <= limit ? (grad.x2 - grad.x1) * half * width * std::exp(dw) * scale.std[2] : T(0);
-  out.y2 = dh >= -limit && dh <= limit ? (grad.y2 - grad.y1) * half * height * std::exp(dh) * scale.std[3] : T(0);
-  return out;
+  const T grad_dw = (grad.x2 - grad.x1) * half * width * bounded_exponential(clamp(dw, -limit, limit)) * scale.std[2];
+  const T grad_dh = (grad.y2 - grad.y1) * half * height * bounded_exponential(clamp(dh, -limit, limit)) * scale.std[3];
+  return {(grad.x1 + grad.x2) * width * scale.std[0], (grad.y1 + grad.y2) * height * scale.std[1],
+          within(dw, -limit, limit) ? grad_dw : zero, within(dh, -limit, limit) ? grad_dh : zero};
 }
 
 }  // namespace fastrcnn

@@ -1,32 +1,36 @@
-// Logarithm and arctangent in plain arithmetic, without branches: the same bits on every device and SIMD level, and the
-// compiler vectorises a loop over them. Accurate to a few units in the last place.
+// Logarithm, arctangent and exponential in plain arithmetic, without branches: the same bits on every device and SIMD
+// level, and the compiler vectorises a loop over them. Accurate to a few units in the last place.
 //
-// Both are the same series, x * (1 + z/3 + z^2/5 + ...): with z = x^2 it is artanh x, with z = -x^2 arctan x. The
-// argument is first brought close to 0, where few terms suffice.
+// The first two are the same series, x * (1 + z/3 + z^2/5 + ...): with z = x^2 it is artanh x, with z = -x^2 arctan x.
+// The argument is first brought close to 0, where few terms suffice.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../common/host_device.h"
 
 namespace fastrcnn {
 
-// What differs between the types: the integer of the same size, the bits of the mantissa, and how many terms of the
-// series reach the last place for |x| <= 0.172 (logarithm) and |x| <= 0.414 (arctangent).
+// What differs between the types: the integer of the same size, the bits of the mantissa, how many terms of the series
+// reach the last place for |x| <= 0.172 (logarithm), |x| <= 0.414 (arctangent) and |x| <= 0.347 (exponential), and ln 2
+// in two parts, of which the first has so few bits that a small integer times it is exact.
 template <typename T>
 struct FloatTraits;
 template <>
 struct FloatTraits<float> {
   using Int = int32_t;
-  static constexpr int mantissa_bits = 23, log_terms = 5, arctan_terms = 9;
+  static constexpr int mantissa_bits = 23, log_terms = 5, arctan_terms = 9, exp_terms = 8;
+  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 1.4286068203094173e-06f;
 };
 template <>
 struct FloatTraits<double> {
   using Int = int64_t;
-  static constexpr int mantissa_bits = 52, log_terms = 12, arctan_terms = 22;
+  static constexpr int mantissa_bits = 52, log_terms = 12, arctan_terms = 22, exp_terms = 14;
+  static constexpr double ln2_high = 0x1.62e42fefa38p-1, ln2_low = 5.497923018708371e-14;
 };
 
 // 1/(2k+1) + z/(2k+3) + ... up to the given number of terms. A recursion, not a loop: surely unrolled.
@@ -39,7 +43,7 @@ HOST_DEVICE T odd_series(T z) {
   }
 }
 
-// The natural logarithm. Zero, numbers too small to be normal and negative ones give -infinity; NaN stays NaN.
+// The natural logarithm. Zero and numbers too small to be normal give -infinity, negative ones NaN; NaN stays NaN.
 template <typename T>
 HOST_DEVICE T logarithm(T x) {
   using Traits = FloatTraits<T>;
@@ -56,7 +60,8 @@ HOST_DEVICE T logarithm(T x) {
   const T s = (m - T(1)) / (m + T(1));
   const T log_m = T(2) * s * odd_series<0, Traits::log_terms>(s * s);
   const T result = static_cast<T>(e) * T(0.69314718055994531) + log_m;
-  return x < std::numeric_limits<T>::min() ? -T(INFINITY) : (x < T(INFINITY) ? result : x);
+  const T of_small = x < T(0) ? T(NAN) : -T(INFINITY);
+  return x < std::numeric_limits<T>::min() ? of_small : (x < T(INFINITY) ? result : x);
 }
 
 // The arctangent, in (-pi/2, pi/2). NaN stays NaN.
@@ -72,6 +77,35 @@ HOST_DEVICE T arctangent(T x) {
   T angle = s * odd_series<0, FloatTraits<T>::arctan_terms>(-s * s) + (middle ? pi / T(4) : T(0));
   angle = steep ? pi / T(2) - angle : angle;
   return x < T(0) ? -angle : angle;
+}
+
+// 1 + x/k (1 + x/(k+1) (1 + ...)): for k = 1 the power series of e^x.
+template <int k, int terms, typename T>
+HOST_DEVICE T power_series(T x) {
+  if constexpr (k == terms) {
+    return T(1);
+  } else {
+    return T(1) + x * (T(1) / T(k)) * power_series<k + 1, terms>(x);
+  }
+}
+
+// e^x for |x| <= 80; NaN stays NaN.
+template <typename T>
+HOST_DEVICE T bounded_exponential(T x) {
+  using Traits = FloatTraits<T>;
+  // e^x = 2^n e^r with the integer n nearest to x / ln 2. Added to 1.5 * 2^mantissa_bits, a number is rounded to an
+  // integer, which then stands in the lowest bits: there it can be moved to where an exponent is.
+  const T shift = T(1.5) * static_cast<T>(typename Traits::Int(1) << Traits::mantissa_bits), one = T(1);
+  const T shifted = x * T(1.44269504088896341) + shift;
+  const T n = shifted - shift;
+  const T r = (x - n * Traits::ln2_high) - n * Traits::ln2_low;
+  std::make_unsigned_t<typename Traits::Int> bits, one_bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  memcpy(&one_bits, &one, sizeof one_bits);
+  bits = (bits << Traits::mantissa_bits) + one_bits;
+  T power;
+  memcpy(&power, &bits, sizeof power);
+  return power * power_series<1, Traits::exp_terms>(r);
 }
 
 }  // namespace fastrcnn

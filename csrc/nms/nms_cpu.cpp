@@ -1,76 +1,67 @@
-// NMS on the CPU. The candidates of an image are sorted by score once; each class is then resolved alone (classes never
-// meet, so no coordinate offset is needed) over coordinates in separate arrays (nms_greedy.h, nms_simd.inl), and the
-// kept ones are read off in the order of the scores. Threads own images, or the classes of a single image.
+// NMS on the CPU. The candidates of an image are sorted by score once, and these by class; each class is then resolved
+// alone (nms_greedy.h; classes never meet, so no coordinate offset is needed), and the kept ones are read off in the
+// order of the scores. Threads own images, or the classes of a single image.
 #include "nms.h"
 
 #include <algorithm>
-#include <unordered_map>
 
+#include "../common/radix_sort.h"
 #include "../math/score.h"
 #include "nms_greedy.h"
 
 namespace fastrcnn {
 namespace {
 
-// A candidate as a number or pair whose ascending order is the order of NMS. The low bits of a float32 score's key are
-// free (math/score.h) and hold the index; check_nms keeps indices below 2^29.
-constexpr uint64_t kIndexBits = (uint64_t(1) << kFirstFloatKeyBit) - 1;
-
-uint64_t sort_key(float score, int64_t index) { return (descending_key(score) & ~kIndexBits) | uint64_t(index); }
-int64_t index_of(uint64_t key) { return static_cast<int64_t>(key & kIndexBits); }
-std::pair<uint64_t, int64_t> sort_key(double score, int64_t index) { return {descending_key(score), index}; }
-int64_t index_of(const std::pair<uint64_t, int64_t>& key) { return key.second; }
+constexpr int64_t kBoxesPerThread = 4096;  // below this a second thread costs more than it saves
 
 // The candidates of one image in the order of NMS.
 template <typename T>
-std::vector<int64_t> sorted_candidates(const NmsParams<T>& p, int64_t offset) {
-  std::vector<decltype(sort_key(T(), 0))> keys;
-  keys.reserve(static_cast<size_t>(p.valid ? 0 : p.num_candidates));
+std::vector<KeyedIndex> sorted_candidates(const NmsParams<T>& p, int64_t offset) {
+  std::vector<KeyedIndex> candidates;
+  candidates.reserve(static_cast<size_t>(p.num_candidates));
   for (int64_t i = 0; i < p.num_candidates; ++i) {
-    if (!p.valid || p.valid[offset + i]) keys.push_back(sort_key(p.scores[offset + i], i));
+    if (!p.valid || p.valid[offset + i]) candidates.push_back({descending_key(p.scores[offset + i]), i});
   }
-  std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> candidates(keys.size());
-  std::transform(keys.begin(), keys.end(), candidates.begin(), [](const auto& key) { return index_of(key); });
+  radix_sort(candidates);
   return candidates;
 }
 
-// The candidates' positions in that order, by class.
-std::vector<std::vector<int64_t>> group_by_class(const std::vector<int64_t>& candidates, const int64_t* class_ids) {
-  std::vector<std::vector<int64_t>> groups;
-  std::unordered_map<int64_t, size_t> group_of;
-  for (size_t position = 0; position < candidates.size(); ++position) {
-    const int64_t id = class_ids ? class_ids[candidates[position]] : 0;
-    const size_t group = group_of.try_emplace(id, groups.size()).first->second;
-    if (group == groups.size()) groups.emplace_back();
-    groups[group].push_back(static_cast<int64_t>(position));
+// The candidates' positions in that order, class by class; within a class in the same order.
+std::vector<KeyedIndex> group_by_class(const std::vector<KeyedIndex>& candidates, const int64_t* class_ids) {
+  std::vector<KeyedIndex> positions(candidates.size());
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const uint64_t id = class_ids ? static_cast<uint64_t>(class_ids[candidates[i].index]) : 0;
+    positions[i] = {id, static_cast<int64_t>(i)};
   }
-  return groups;
-}
-
-// Sets keep[position] for the kept ones of one class.
-template <typename T>
-void resolve_class(const Box<T>* boxes, const std::vector<int64_t>& candidates, const std::vector<int64_t>& positions,
-                   int64_t max_output, T threshold, uint8_t* keep) {
-  greedy_nms(
-      static_cast<int64_t>(positions.size()), [&](int64_t i) { return boxes[candidates[positions[i]]]; }, threshold,
-      max_output, [&](int64_t i) { keep[positions[i]] = 1; });
+  radix_sort(positions);
+  return positions;
 }
 
 template <typename T>
 void nms_image(const NmsParams<T>& p, int64_t image, int64_t* indices, int64_t* count) {
   const int64_t offset = image * p.num_candidates;
-  const std::vector<int64_t> candidates = sorted_candidates(p, offset);
-  const auto groups = group_by_class(candidates, p.class_ids ? p.class_ids + offset : nullptr);
+  const std::vector<KeyedIndex> candidates = sorted_candidates(p, offset);
+  const std::vector<KeyedIndex> positions = group_by_class(candidates, p.class_ids ? p.class_ids + offset : nullptr);
+  std::vector<size_t> starts;  // of the classes among the positions, and the end
+  for (size_t i = 0; i < positions.size(); ++i) {
+    if (i == 0 || positions[i].key != positions[i - 1].key) starts.push_back(i);
+  }
+  const auto num_classes = static_cast<int64_t>(starts.size());
+  starts.push_back(positions.size());
   std::vector<uint8_t> keep(candidates.size(), 0);
-  torch::stable::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t g = first; g < last; ++g) {
-      resolve_class(p.boxes + offset, candidates, groups[g], p.max_output, p.threshold, keep.data());
+  const int64_t grain = num_classes * kBoxesPerThread / std::max<int64_t>(p.num_candidates, 1) + 1;
+  torch::stable::parallel_for(0, num_classes, grain, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const KeyedIndex* of_class = positions.data() + starts[c];
+      greedy_nms(
+          static_cast<int64_t>(starts[c + 1] - starts[c]),
+          [&](int64_t i) { return p.boxes[offset + candidates[of_class[i].index].index]; }, p.threshold, p.max_output,
+          [&](int64_t i) { keep[of_class[i].index] = 1; });
     }
   });
   int64_t found = 0;
   for (size_t i = 0; i < candidates.size() && found < p.max_output; ++i) {
-    if (keep[i]) indices[found++] = candidates[i];
+    if (keep[i]) indices[found++] = candidates[i].index;
   }
   *count = found;
   std::fill(indices + found, indices + p.max_output, int64_t(0));

@@ -2,6 +2,8 @@
 #include "level.h"
 
 #include "../assignment/assignment_simd.h"
+#include "../box_coding/box_coding_simd.h"
+#include "../box_iou/box_iou_simd.h"
 #include "../iou_loss/iou_loss_simd.h"
 #include "../nms/nms_simd.h"
 #include "../proposals/proposals_simd.h"
@@ -14,6 +16,8 @@
 #define FASTRCNN_VECTOR_BITS 128
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
+#include "../box_coding/box_coding_simd.inl"
+#include "../box_iou/box_iou_simd.inl"
 #include "../iou_loss/iou_loss_simd.inl"
 #include "../nms/nms_simd.inl"
 #include "../proposals/proposals_simd.inl"

@@ -71,5 +71,24 @@ FASTRCNN_INLINE void store(Feature* to, FloatVec value) {
   for (int i = 0; i < 16; ++i) to[i] = static_cast<Feature>(value[i]);
 }
 
+// The largest lane; any order gives the same. Not for NaN.
+FASTRCNN_INLINE float largest_lane(FloatVec v) {
+  FloatVec w = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v = w > v ? w : v;
+  w = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  v = w > v ? w : v;
+  w = __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  v = w > v ? w : v;
+  return v[0] > v[1] ? v[0] : v[1];
+}
+
+FASTRCNN_INLINE double largest_lane(DoubleVec v) {
+  DoubleVec w = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v = w > v ? w : v;
+  w = __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+  v = w > v ? w : v;
+  return v[0] > v[1] ? v[0] : v[1];
+}
+
 }  // namespace FASTRCNN_LEVEL
 }  // namespace fastrcnn
