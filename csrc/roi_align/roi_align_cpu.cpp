@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "../common/huge_pages.h"
 #include "roi_align_simd.h"
 
 namespace fastrcnn {
@@ -165,6 +166,7 @@ Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, 
   check_image_indices(p);
   Tensor out = channels_last_tensor(features[0], {p.num_rois, p.channels, pooled_height, pooled_width},
                                     features[0].scalar_type());
+  prefer_huge_pages(out);
   forward<Feature, T>(p, pointers, out.template mutable_data_ptr<Feature>());
   return is_channels_last(features[0]) ? out : torch::stable::contiguous(out);
 }
@@ -183,6 +185,7 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
   const ScalarType sum_type = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   for (int l = 0; l < p.num_levels; ++l) {
     sums.push_back(channels_last_tensor(grad, {num_images, p.channels, heights[l], widths[l]}, sum_type));
+    prefer_huge_pages(sums.back());
     torch::stable::zero_(sums.back());
     pointers.push_back(sums.back().template mutable_data_ptr<T>());
   }
