@@ -12,6 +12,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
 #define FASTRCNN_LEVEL avx2
+#define FASTRCNN_F16C  // g++ 12 does not define __F16C__ after the pragma
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../nms/nms_simd.inl"

@@ -12,6 +12,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,prefer-vector-width=512")
 #define FASTRCNN_LEVEL avx512
+#define FASTRCNN_F16C  // g++ 12 does not define __F16C__ after the pragma
 #include "vec.inl"
 #include "../assignment/assignment_simd.inl"
 #include "../nms/nms_simd.inl"

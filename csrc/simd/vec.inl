@@ -46,14 +46,10 @@ FASTRCNN_INLINE FloatVec load(const torch::headeronly::BFloat16* from) {
 
 FASTRCNN_INLINE FloatVec load(const torch::headeronly::Half* from) {
   FloatVec value;
-#if defined(__AVX512F__)
-  const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  __builtin_memcpy(&value, &wide, sizeof value);
-#elif defined(__F16C__)
-  const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  const __m256 high = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + 1));
-  __builtin_memcpy(&value, &low, sizeof low);
-  __builtin_memcpy(reinterpret_cast<char*>(&value) + sizeof low, &high, sizeof high);
+#if defined(FASTRCNN_F16C)
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
+                            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + 1))};
+  __builtin_memcpy(&value, halves, sizeof halves);
 #else
   for (int i = 0; i < 16; ++i) value[i] = static_cast<float>(from[i]);
 #endif
@@ -76,7 +72,7 @@ FASTRCNN_INLINE void store(torch::headeronly::BFloat16* to, FloatVec value) {
 }
 
 FASTRCNN_INLINE void store(torch::headeronly::Half* to, FloatVec value) {
-#if defined(__F16C__)
+#if defined(FASTRCNN_F16C)
   using Bits32 = uint32_t __attribute__((vector_size(64)));
   Bits32 bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
