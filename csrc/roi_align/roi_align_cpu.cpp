@@ -5,9 +5,10 @@
 // Forward, channels-last: threads own RoIs.
 // Forward, NCHW: the same for one slice of the channels after the other, whose cells are first brought together
 // (channels innermost) in a scratch that stays in the cache; a RoI's bins are turned back on their way out.
-// Backward: threads own slices of the channels. A slice of one map is summed up in a scratch, RoI by RoI in a fixed
-// order, each cell that a RoI reaches read and written once; then it is written out in the layout and type wanted. No
-// two threads write one number, and the sums do not depend on the number of threads or the size of the slices.
+// Backward: threads own slices of the channels. A slice of one map is summed up RoI by RoI in a fixed order, each cell
+// that a RoI reaches read and written once: in the result itself, or, if that has another layout or type than the sums,
+// in a scratch that is then written out. No two threads write one number, and the sums do not depend on the number of
+// threads or the size of the slices.
 #include "roi_align.h"
 
 #include <algorithm>
@@ -81,11 +82,11 @@ void forward_nchw(const RoiAlignParams<T>& p, const std::vector<const Feature*>&
         last_row = std::max(last_row, sorted.rois[i].y.last);
       }
       const Feature* planes = features[map.level] + (map.image * p.channels + c0) * map.cells;
-      torch::stable::parallel_for(
-          first_row * map.width, last_row * map.width, kCellsPerThread, [&](int64_t first, int64_t last) {
-            FASTRCNN_SIMD(transpose, planes + first, map.cells, slice + first * channels, channels, channels,
-                          last - first);
-          });
+      torch::stable::parallel_for(first_row * map.width, last_row * map.width, kCellsPerThread,
+                                  [&](int64_t first, int64_t last) {
+                                    FASTRCNN_SIMD(transpose, planes + first, map.cells, slice + first * channels,
+                                                  channels, channels, last - first);
+                                  });
       slice += map.cells * channels;
     }
     torch::stable::parallel_for(sorted.begin[0], p.num_rois, kRoisPerThread, [&](int64_t first, int64_t last) {
@@ -101,21 +102,41 @@ void forward_nchw(const RoiAlignParams<T>& p, const std::vector<const Feature*>&
   }
 }
 
+// Channels per slice: one slice per thread, but whole cache lines of float32, so that threads do not share lines, and
+// no more than a scratch should hold.
+int64_t backward_slice(int64_t channels, bool in_place) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t share = ((channels + threads - 1) / threads + 15) / 16 * 16;
+  return std::max<int64_t>(16, in_place ? share : std::min(kSlice, share));
+}
+
 // grad: [R, pooled_height, pooled_width, C] if grad_channels_last, else [R, C, pooled_height, pooled_width];
 // feature_grads[l]: [N, height, width, C] if channels_last, else [N, C, height, width], written completely.
 template <typename Feature, typename T>
 void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channels_last,
               const std::vector<Feature*>& feature_grads, bool channels_last) {
   const RoisByMap<T> sorted = rois_by_map(p, WeightsOf::cells);
+  const bool in_place = channels_last && std::is_same_v<Feature, T>;
+  const int64_t slice = backward_slice(p.channels, in_place);
   const int64_t num_bins = p.pooled_height * p.pooled_width;
-  const int64_t num_maps = p.num_levels * p.num_images, num_slices = (p.channels + kSlice - 1) / kSlice;
+  const int64_t num_maps = p.num_levels * p.num_images, num_slices = (p.channels + slice - 1) / slice;
   torch::stable::parallel_for(0, num_slices * num_maps, 1, [&](int64_t first, int64_t last) {
-    std::vector<T> sums;
-    std::vector<Feature> bins(static_cast<size_t>(grad_channels_last ? 0 : num_bins * kSlice));
+    std::vector<T> scratch;
+    std::vector<Feature> bins(static_cast<size_t>(grad_channels_last ? 0 : num_bins * slice));
     for (int64_t item = first; item < last; ++item) {
-      const int64_t m = item % num_maps, c0 = item / num_maps * kSlice, channels = std::min(kSlice, p.channels - c0);
+      const int64_t m = item % num_maps, c0 = item / num_maps * slice, channels = std::min(slice, p.channels - c0);
       const Map map(p, m);
-      sums.assign(static_cast<size_t>(map.cells * channels), T(0));
+      Feature* out = feature_grads[map.level] + map.image * p.channels * map.cells;
+      T* sums;
+      int64_t cell = channels;  // numbers from one cell of sums to the next
+      if (in_place) {
+        sums = reinterpret_cast<T*>(out + c0);
+        cell = p.channels;
+        for (int64_t i = 0; i < map.cells; ++i) std::fill_n(sums + i * cell, channels, T(0));
+      } else {
+        scratch.assign(static_cast<size_t>(map.cells * cell), T(0));
+        sums = scratch.data();
+      }
       for (int64_t i = sorted.begin[m]; i < sorted.begin[m + 1]; ++i) {
         const RoiWeights<T>& roi = sorted.rois[i];
         const Feature* roi_grad = grad + roi.roi * num_bins * p.channels + (grad_channels_last ? c0 : c0 * num_bins);
@@ -124,14 +145,14 @@ void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channel
           roi_grad = bins.data();
         }
         FASTRCNN_SIMD(spread_roi, roi.y.sums(), roi.x.sums(), roi_grad, p.pooled_width,
-                      grad_channels_last ? p.channels : channels,
-                      sums.data() + (roi.y.first * map.width + roi.x.first) * channels, map.width * channels, channels);
+                      grad_channels_last ? p.channels : channels, sums + (roi.y.first * map.width + roi.x.first) * cell,
+                      map.width * cell, cell, channels);
       }
-      Feature* out = feature_grads[map.level] + map.image * p.channels * map.cells;
+      if (in_place) continue;
       if (channels_last) {
-        FASTRCNN_SIMD(copy_sums, sums.data(), channels, out + c0, p.channels, map.cells, channels);
+        FASTRCNN_SIMD(copy_sums, sums, cell, out + c0, p.channels, map.cells, channels);
       } else {
-        FASTRCNN_SIMD(transpose_sums, sums.data(), channels, out + c0 * map.cells, map.cells, map.cells, channels);
+        FASTRCNN_SIMD(transpose_sums, sums, cell, out + c0 * map.cells, map.cells, map.cells, channels);
       }
     }
   });

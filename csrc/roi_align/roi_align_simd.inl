@@ -82,41 +82,16 @@ FASTRCNN_INLINE void spread_channel(const AxisSums<T>& y, const AxisSums<T>& x, 
 
 template <typename Feature, typename T>
 FASTRCNN_INLINE void spread_roi_typed(const AxisSums<T>& y, const AxisSums<T>& x, const Feature* grad, int pooled_width,
-                                      int64_t bin, T* map, int64_t row, int64_t channels) {
+                                      int64_t bin, T* map, int64_t row, int64_t cell_size, int64_t channels) {
   constexpr int lanes = kLanes<T>;
   for (int i = 0; i < y.count; ++i) {
     for (int j = 0; j < x.count; ++j) {
-      T* cell = map + i * row + j * channels;
+      T* cell = map + i * row + j * cell_size;
       int64_t c = 0;
       for (; c + 8 * lanes <= channels; c += 8 * lanes) spread_block<8>(y, x, i, j, grad, pooled_width, bin, c, cell);
       for (; c + 4 * lanes <= channels; c += 4 * lanes) spread_block<4>(y, x, i, j, grad, pooled_width, bin, c, cell);
       for (; c + lanes <= channels; c += lanes) spread_block<1>(y, x, i, j, grad, pooled_width, bin, c, cell);
       for (; c < channels; ++c) spread_channel(y, x, i, j, grad, pooled_width, bin, c, cell);
-    }
-  }
-}
-
-// Squares of lanes x lanes numbers, read and written in whole vectors; what is left over one by one.
-template <typename T, typename From, typename To>
-FASTRCNN_INLINE void transpose_typed(const From* from, int64_t from_row, To* to, int64_t to_row, int64_t rows,
-                                     int64_t columns) {
-  constexpr int lanes = kLanes<T>;
-  for (int64_t i = 0; i < rows; i += lanes) {
-    for (int64_t j = 0; j < columns; j += lanes) {
-      if (i + lanes <= rows && j + lanes <= columns) {
-        T square[lanes][lanes];
-        for (int k = 0; k < lanes; ++k) {
-          const Vec<T> values = load(from + (i + k) * from_row + j);
-          for (int l = 0; l < lanes; ++l) square[l][k] = values[l];
-        }
-        for (int l = 0; l < lanes; ++l) store(to + (j + l) * to_row + i, load(square[l]));
-      } else {
-        for (int64_t k = i; k < (i + lanes < rows ? i + lanes : rows); ++k) {
-          for (int64_t l = j; l < (j + lanes < columns ? j + lanes : columns); ++l) {
-            to[l * to_row + k] = static_cast<To>(static_cast<T>(from[k * from_row + l]));
-          }
-        }
-      }
     }
   }
 }
@@ -132,20 +107,90 @@ FASTRCNN_INLINE void copy_typed(const T* from, int64_t from_row, To* to, int64_t
   }
 }
 
+// Four numbers of a size, as bits.
+template <size_t size>
+struct FourOf;
+template <>
+struct FourOf<2> {
+  using type = uint16_t __attribute__((vector_size(8)));
+};
+template <>
+struct FourOf<4> {
+  using type = uint32_t __attribute__((vector_size(16)));
+};
+template <>
+struct FourOf<8> {
+  using type = uint64_t __attribute__((vector_size(32)));
+};
+
+// Four rows of four numbers: rows are interleaved by twos, then by ones.
+template <typename T>
+FASTRCNN_INLINE void transpose_4x4(const T* from, int64_t from_row, T* to, int64_t to_row) {
+  using Four = typename FourOf<sizeof(T)>::type;
+  Four r[4];
+  for (int k = 0; k < 4; ++k) __builtin_memcpy(&r[k], from + k * from_row, sizeof(Four));
+  const Four a = __builtin_shuffle(r[0], r[2], Four{0, 4, 1, 5}), b = __builtin_shuffle(r[1], r[3], Four{0, 4, 1, 5});
+  const Four c = __builtin_shuffle(r[0], r[2], Four{2, 6, 3, 7}), d = __builtin_shuffle(r[1], r[3], Four{2, 6, 3, 7});
+  r[0] = __builtin_shuffle(a, b, Four{0, 4, 1, 5});
+  r[1] = __builtin_shuffle(a, b, Four{2, 6, 3, 7});
+  r[2] = __builtin_shuffle(c, d, Four{0, 4, 1, 5});
+  r[3] = __builtin_shuffle(c, d, Four{2, 6, 3, 7});
+  for (int k = 0; k < 4; ++k) __builtin_memcpy(to + k * to_row, &r[k], sizeof(Four));
+}
+
+// In squares of kSquare numbers a side: cache lines on either side are used up at once.
+constexpr int64_t kSquare = 16;
+
+template <typename T>
+FASTRCNN_INLINE void transpose_typed(const T* from, int64_t from_row, T* to, int64_t to_row, int64_t rows,
+                                     int64_t columns) {
+  for (int64_t j0 = 0; j0 < columns; j0 += kSquare) {
+    for (int64_t i0 = 0; i0 < rows; i0 += kSquare) {
+      const int64_t i1 = i0 + kSquare < rows ? i0 + kSquare : rows,
+                    j1 = j0 + kSquare < columns ? j0 + kSquare : columns;
+      for (int64_t i = i0; i < i1; i += 4) {
+        for (int64_t j = j0; j < j1; j += 4) {
+          if (i + 4 <= i1 && j + 4 <= j1) {
+            transpose_4x4(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+          } else {
+            for (int64_t k = i; k < i1 && k < i + 4; ++k) {
+              for (int64_t l = j; l < j1 && l < j + 4; ++l) to[l * to_row + k] = from[k * from_row + l];
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T, typename Feature>
+FASTRCNN_INLINE void transpose_sums_typed(const T* from, int64_t from_row, Feature* to, int64_t to_row, int64_t rows,
+                                          int64_t columns) {
+  Feature square[kSquare * kSquare];
+  for (int64_t i = 0; i < rows; i += kSquare) {
+    for (int64_t j = 0; j < columns; j += kSquare) {
+      const int64_t height = rows - i < kSquare ? rows - i : kSquare,
+                    width = columns - j < kSquare ? columns - j : kSquare;
+      copy_typed(from + i * from_row + j, from_row, square, kSquare, height, width);
+      transpose_typed(square, kSquare, to + j * to_row + i, to_row, height, width);
+    }
+  }
+}
+
 #define FASTRCNN_ROI_ALIGN_KERNELS(Feature, T)                                                                        \
   void pool_roi(const AxisSums<T>& y, const AxisSums<T>& x, const Feature* map, int64_t row, int64_t channels,        \
                 Feature* out) {                                                                                       \
     pool_roi_typed<Feature, T>(y, x, map, row, channels, out);                                                        \
   }                                                                                                                   \
   void spread_roi(const AxisSums<T>& y, const AxisSums<T>& x, const Feature* grad, int pooled_width, int64_t bin,     \
-                  T* map, int64_t row, int64_t channels) {                                                            \
-    spread_roi_typed<Feature, T>(y, x, grad, pooled_width, bin, map, row, channels);                                  \
+                  T* map, int64_t row, int64_t cell, int64_t channels) {                                              \
+    spread_roi_typed<Feature, T>(y, x, grad, pooled_width, bin, map, row, cell, channels);                            \
   }                                                                                                                   \
   void transpose(const Feature* from, int64_t from_row, Feature* to, int64_t to_row, int64_t rows, int64_t columns) { \
-    transpose_typed<T>(from, from_row, to, to_row, rows, columns);                                                    \
+    transpose_typed(from, from_row, to, to_row, rows, columns);                                                       \
   }                                                                                                                   \
   void transpose_sums(const T* from, int64_t from_row, Feature* to, int64_t to_row, int64_t rows, int64_t columns) {  \
-    transpose_typed<T>(from, from_row, to, to_row, rows, columns);                                                    \
+    transpose_sums_typed(from, from_row, to, to_row, rows, columns);                                                  \
   }                                                                                                                   \
   void copy_sums(const T* from, int64_t from_row, Feature* to, int64_t to_row, int64_t rows, int64_t columns) {       \
     copy_typed(from, from_row, to, to_row, rows, columns);                                                            \
