@@ -1,136 +1,159 @@
-// RoIAlign on the CPU, channels-last, vectorised over channels (roi_align_simd.inl).
+// RoIAlign on the CPU, vectorised over channels (roi_align_simd.inl).
 //
-// A bin is a weighted sum of cells (math/roi.h). The weights of a RoI are computed once per axis and shared by all its
-// bins and channels.
-// Forward: threads own RoIs, in an order in which neighbours follow each other, so that their cells are still cached.
-// Backward: threads own disjoint slices of the channels and visit all RoIs in the same order, so no two threads write
-// one number, and the sums do not depend on the number of threads. Each cell that a RoI reaches is read and written
-// once.
+// A bin is a weighted sum of cells (math/roi.h). The weights of a RoI are worked out once (roi_weights.h), and the RoIs
+// taken in an order in which neighbours follow each other.
+// Forward, channels-last: threads own RoIs.
+// Forward, NCHW: the same for one slice of the channels after the other, whose cells are first brought together
+// (channels innermost) in a scratch that stays in the cache; a RoI's bins are turned back on their way out.
+// Backward: threads own slices of the channels. A slice of one map is summed up RoI by RoI in a fixed order, each cell
+// that a RoI reaches read and written once: in the result itself, or, if that has another layout or type than the sums,
+// in a scratch that is then written out. No two threads write one number, and the sums do not depend on the number of
+// threads or the size of the slices.
 #include "roi_align.h"
 
 #include <algorithm>
 
+#include "../common/huge_pages.h"
 #include "roi_align_simd.h"
+#include "roi_weights.h"
 
 namespace fastrcnn {
 namespace {
 
-constexpr int64_t kRoisPerThread = 8;  // below this a second thread costs more than it saves
+constexpr int64_t kRoisPerThread = 8;     // below this a second thread costs more than it saves
+constexpr int64_t kCellsPerThread = 256;  // the same
+constexpr int64_t kSlice = 64;            // channels
 
-template <typename T>
-class AxisWeights {
- public:
-  // For each bin along an axis, its cells.
-  void cells_of_bins(const RoiAxis<T>& axis, int bins) {
-    terms_.clear();
-    begin_.assign(1, 0);
-    for (int p = 0; p < bins; ++p) {
-      for_each_cell(axis, p, [this](int cell, T weight) { terms_.push_back({cell, weight}); });
-      begin_.push_back(static_cast<int>(terms_.size()));
-    }
-  }
+// One image at one level.
+struct Map {
+  int level;
+  int64_t image, width, cells;
 
-  // The transpose: for each cell from `first` on, the bins that read it, in order.
-  void bins_of_cells(const AxisWeights& bins) {
-    first = 0;
-    terms_.resize(bins.terms_.size());
-    if (terms_.empty()) {
-      begin_.assign(1, 0);
-      return;
-    }
-    int last = 0;
-    first = bins.terms_[0].index;
-    for (const AxisTerm<T>& term : bins.terms_) {
-      first = std::min(first, term.index);
-      last = std::max(last, term.index);
-    }
-    begin_.assign(static_cast<size_t>(last - first) + 2, 0);
-    for (const AxisTerm<T>& term : bins.terms_) ++begin_[term.index - first + 1];
-    for (size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
-    next_.assign(begin_.begin(), begin_.end());
-    for (size_t p = 0; p + 1 < bins.begin_.size(); ++p) {
-      for (int i = bins.begin_[p]; i < bins.begin_[p + 1]; ++i) {
-        terms_[next_[bins.terms_[i].index - first]++] = {static_cast<int>(p), bins.terms_[i].weight};
-      }
-    }
-  }
-
-  AxisSums<T> sums() const { return {terms_.data(), begin_.data(), static_cast<int>(begin_.size()) - 1}; }
-
-  int first = 0;  // bins_of_cells: the cell of entry 0
-
- private:
-  std::vector<AxisTerm<T>> terms_;
-  std::vector<int> begin_, next_;
+  template <typename T>
+  Map(const RoiAlignParams<T>& p, int64_t number)
+      : level(static_cast<int>(number / p.num_images)),
+        image(number % p.num_images),
+        width(p.widths[level]),
+        cells(width * p.heights[level]) {}
 };
 
-// The RoIs by level, image, band of rows and column.
-template <typename T>
-std::vector<int64_t> order_for_cache(const RoiAlignParams<T>& p) {
-  constexpr T band = 16;  // cells
-  struct Key {
-    int64_t map;
-    T row, column;
-    int64_t roi;
-  };
-  std::vector<Key> keys(static_cast<size_t>(p.num_rois));
-  for (int64_t r = 0; r < p.num_rois; ++r) {
-    const RoiPlace<T> place = roi_place(p, r);
-    const bool finite = std::isfinite(place.y.start) && std::isfinite(place.x.start);
-    keys[r] = {place.level * (p.num_images + 1) + place.image, finite ? std::floor(place.y.start / band) : T(0),
-               finite ? place.x.start : T(0), r};
-  }
-  std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
-    return std::tie(a.map, a.row, a.column, a.roi) < std::tie(b.map, b.row, b.column, b.roi);
-  });
-  std::vector<int64_t> order;
-  for (const Key& key : keys) order.push_back(key.roi);
-  return order;
+// Padding comes first in the order of RoisByMap.
+template <typename Feature, typename T>
+void zero_padding(const RoiAlignParams<T>& p, const RoisByMap<T>& sorted, Feature* out) {
+  const int64_t roi_size = p.pooled_height * p.pooled_width * p.channels;
+  for (int64_t i = 0; i < sorted.begin[0]; ++i) std::fill_n(out + sorted.rois[i].roi * roi_size, roi_size, Feature(0));
 }
 
 // features[l]: [N, height, width, C]; out: [R, pooled_height, pooled_width, C].
 template <typename Feature, typename T>
-void forward(const RoiAlignParams<T>& p, const std::vector<const Feature*>& features, Feature* out) {
-  const std::vector<int64_t> order = order_for_cache(p);
+void forward_channels_last(const RoiAlignParams<T>& p, const std::vector<const Feature*>& features, Feature* out) {
+  const RoisByMap<T> sorted = rois_by_map(p, WeightsOf::bins);
+  zero_padding(p, sorted, out);
   const int64_t roi_size = p.pooled_height * p.pooled_width * p.channels;
-  torch::stable::parallel_for(0, p.num_rois, kRoisPerThread, [&](int64_t first, int64_t last) {
-    AxisWeights<T> y, x;
+  torch::stable::parallel_for(sorted.begin[0], p.num_rois, kRoisPerThread, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t r = order[i];
-      const RoiPlace<T> place = roi_place(p, r);
-      if (place.image < 0) {
-        std::fill(out + r * roi_size, out + (r + 1) * roi_size, Feature(0));
-        continue;
-      }
-      y.cells_of_bins(place.y, p.pooled_height);
-      x.cells_of_bins(place.x, p.pooled_width);
-      const int64_t row = p.widths[place.level] * p.channels;
-      const Feature* map = features[place.level] + place.image * p.heights[place.level] * row;
-      FASTRCNN_SIMD(pool_roi, y.sums(), x.sums(), map, row, p.channels, out + r * roi_size);
+      const RoiWeights<T>& roi = sorted.rois[i];
+      const Map map(p, roi.map);
+      const Feature* cells = features[map.level] + map.image * map.cells * p.channels;
+      FASTRCNN_SIMD(pool_roi, roi.y.sums(), roi.x.sums(), cells, map.width * p.channels, p.channels,
+                    out + roi.roi * roi_size);
     }
   });
 }
 
-// grad: [R, pooled_height, pooled_width, C]; feature_grads[l]: [N, height, width, C], zero on entry.
+// features[l]: [N, C, height, width]; out: [R, C, pooled_height, pooled_width]; scratch: kSlice channels of all maps.
 template <typename Feature, typename T>
-void backward(const RoiAlignParams<T>& p, const Feature* grad, const std::vector<T*>& feature_grads) {
-  constexpr int64_t slice = 16;  // channels: a cache line of float32, so that threads do not share lines
-  const std::vector<int64_t> order = order_for_cache(p);
-  const int64_t roi_size = p.pooled_height * p.pooled_width * p.channels;
-  torch::stable::parallel_for(0, (p.channels + slice - 1) / slice, 1, [&](int64_t first, int64_t last) {
-    const int64_t c0 = first * slice, c1 = std::min(last * slice, p.channels);
-    AxisWeights<T> bins, y, x;
-    for (const int64_t r : order) {
-      const RoiPlace<T> place = roi_place(p, r);
-      if (place.image < 0) continue;
-      bins.cells_of_bins(place.y, p.pooled_height);
-      y.bins_of_cells(bins);
-      bins.cells_of_bins(place.x, p.pooled_width);
-      x.bins_of_cells(bins);
-      const int64_t row = p.widths[place.level] * p.channels;
-      T* map = feature_grads[place.level] + place.image * p.heights[place.level] * row;
-      FASTRCNN_SIMD(spread_roi, y.sums(), x.sums(), y.first, x.first, grad + r * roi_size, p.pooled_width, map, row,
-                    p.channels, c0, c1);
+void forward_nchw(const RoiAlignParams<T>& p, const std::vector<const Feature*>& features, Feature* scratch,
+                  Feature* out) {
+  const RoisByMap<T> sorted = rois_by_map(p, WeightsOf::bins);
+  zero_padding(p, sorted, out);
+  const int64_t num_bins = p.pooled_height * p.pooled_width;
+  for (int64_t c0 = 0; c0 < p.channels; c0 += kSlice) {
+    const int64_t channels = std::min(kSlice, p.channels - c0);
+    std::vector<Feature*> slices;
+    Feature* slice = scratch;
+    for (size_t m = 0; m + 1 < sorted.begin.size(); ++m) {
+      const Map map(p, m);
+      slices.push_back(slice);
+      int first_row = p.heights[map.level], last_row = 0;  // that a RoI draws from
+      for (int64_t i = sorted.begin[m]; i < sorted.begin[m + 1]; ++i) {
+        if (sorted.rois[i].y.last == 0) continue;
+        first_row = std::min(first_row, sorted.rois[i].y.first);
+        last_row = std::max(last_row, sorted.rois[i].y.last);
+      }
+      const Feature* planes = features[map.level] + (map.image * p.channels + c0) * map.cells;
+      torch::stable::parallel_for(first_row * map.width, last_row * map.width, kCellsPerThread,
+                                  [&](int64_t first, int64_t last) {
+                                    FASTRCNN_SIMD(transpose, planes + first, map.cells, slice + first * channels,
+                                                  channels, channels, last - first);
+                                  });
+      slice += map.cells * channels;
+    }
+    torch::stable::parallel_for(sorted.begin[0], p.num_rois, kRoisPerThread, [&](int64_t first, int64_t last) {
+      std::vector<Feature> bins(static_cast<size_t>(num_bins * channels));
+      for (int64_t i = first; i < last; ++i) {
+        const RoiWeights<T>& roi = sorted.rois[i];
+        FASTRCNN_SIMD(pool_roi, roi.y.sums(), roi.x.sums(), slices[roi.map], Map(p, roi.map).width * channels, channels,
+                      bins.data());
+        FASTRCNN_SIMD(transpose, bins.data(), channels, out + (roi.roi * p.channels + c0) * num_bins, num_bins,
+                      num_bins, channels);
+      }
+    });
+  }
+}
+
+// Channels per slice: one slice per thread, but whole cache lines of float32, so that threads do not share lines, and
+// no more than a scratch should hold.
+int64_t backward_slice(int64_t channels, bool in_place) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t share = ((channels + threads - 1) / threads + 15) / 16 * 16;
+  return std::max<int64_t>(16, in_place ? share : std::min(kSlice, share));
+}
+
+// grad: [R, pooled_height, pooled_width, C] if grad_channels_last, else [R, C, pooled_height, pooled_width];
+// feature_grads[l]: [N, height, width, C] if channels_last, else [N, C, height, width], written completely.
+template <typename Feature, typename T>
+void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channels_last,
+              const std::vector<Feature*>& feature_grads, bool channels_last) {
+  const RoisByMap<T> sorted = rois_by_map(p, WeightsOf::cells);
+  const bool in_place = channels_last && std::is_same_v<Feature, T>;
+  const int64_t slice = backward_slice(p.channels, in_place);
+  const int64_t num_bins = p.pooled_height * p.pooled_width;
+  const int64_t num_maps = p.num_levels * p.num_images, num_slices = (p.channels + slice - 1) / slice;
+  torch::stable::parallel_for(0, num_slices * num_maps, 1, [&](int64_t first, int64_t last) {
+    std::vector<T> scratch;
+    std::vector<Feature> bins(static_cast<size_t>(grad_channels_last ? 0 : num_bins * slice));
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t m = item % num_maps, c0 = item / num_maps * slice, channels = std::min(slice, p.channels - c0);
+      const Map map(p, m);
+      Feature* out = feature_grads[map.level] + map.image * p.channels * map.cells;
+      T* sums;
+      int64_t cell = channels;  // numbers from one cell of sums to the next
+      if (in_place) {
+        sums = reinterpret_cast<T*>(out + c0);
+        cell = p.channels;
+        for (int64_t i = 0; i < map.cells; ++i) std::fill_n(sums + i * cell, channels, T(0));
+      } else {
+        scratch.assign(static_cast<size_t>(map.cells * cell), T(0));
+        sums = scratch.data();
+      }
+      for (int64_t i = sorted.begin[m]; i < sorted.begin[m + 1]; ++i) {
+        const RoiWeights<T>& roi = sorted.rois[i];
+        const Feature* roi_grad = grad + roi.roi * num_bins * p.channels + (grad_channels_last ? c0 : c0 * num_bins);
+        if (!grad_channels_last) {
+          FASTRCNN_SIMD(transpose, roi_grad, num_bins, bins.data(), channels, channels, num_bins);
+          roi_grad = bins.data();
+        }
+        FASTRCNN_SIMD(spread_roi, roi.y.sums(), roi.x.sums(), roi_grad, p.pooled_width,
+                      grad_channels_last ? p.channels : channels, sums + (roi.y.first * map.width + roi.x.first) * cell,
+                      map.width * cell, cell, channels);
+      }
+      if (in_place) continue;
+      if (channels_last) {
+        FASTRCNN_SIMD(copy_sums, sums, cell, out + c0, p.channels, map.cells, channels);
+      } else {
+        FASTRCNN_SIMD(transpose_sums, sums, cell, out + c0 * map.cells, map.cells, map.cells, channels);
+      }
     }
   });
 }
@@ -149,24 +172,36 @@ template <typename Feature, typename T>
 Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, std::vector<double> spatial_scales,
                        int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                        double finest_scale) {
+  const bool channels_last = is_channels_last(features[0]);
   std::vector<Tensor> maps;
   std::vector<const Feature*> pointers;
   std::vector<int64_t> heights, widths;
+  int64_t num_cells = 0;
   for (const Tensor& level : features) {
-    maps.push_back(to_channels_last(level));
+    maps.push_back(channels_last ? to_channels_last(level) : torch::stable::contiguous(level));
     pointers.push_back(maps.back().template const_data_ptr<Feature>());
     heights.push_back(level.size(2));
     widths.push_back(level.size(3));
+    num_cells += level.size(0) * level.size(2) * level.size(3);
   }
   const Tensor dense_rois = torch::stable::contiguous(rois);
   const auto p =
       roi_align_params<T>(dense_rois, heights, widths, features[0].size(0), features[0].size(1), spatial_scales,
                           pooled_height, pooled_width, sampling_ratio, aligned, finest_scale);
   check_image_indices(p);
-  Tensor out = channels_last_tensor(features[0], {p.num_rois, p.channels, pooled_height, pooled_width},
-                                    features[0].scalar_type());
-  forward<Feature, T>(p, pointers, out.template mutable_data_ptr<Feature>());
-  return is_channels_last(features[0]) ? out : torch::stable::contiguous(out);
+  const std::vector<int64_t> shape = {p.num_rois, p.channels, pooled_height, pooled_width};
+  Tensor out = channels_last ? channels_last_tensor(features[0], shape, features[0].scalar_type())
+                             : new_tensor(features[0], shape, features[0].scalar_type());
+  prefer_huge_pages(out);
+  if (channels_last) {
+    forward_channels_last<Feature, T>(p, pointers, out.template mutable_data_ptr<Feature>());
+  } else {
+    Tensor scratch = new_tensor(features[0], {num_cells, std::min(kSlice, p.channels)}, features[0].scalar_type());
+    prefer_huge_pages(scratch);
+    forward_nchw<Feature, T>(p, pointers, scratch.template mutable_data_ptr<Feature>(),
+                             out.template mutable_data_ptr<Feature>());
+  }
+  return out;
 }
 
 template <typename Feature, typename T>
@@ -174,24 +209,23 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
                                              std::vector<int64_t> widths, int64_t num_images,
                                              std::vector<double> spatial_scales, int64_t sampling_ratio, bool aligned,
                                              double finest_scale, bool channels_last) {
-  const Tensor dense_grad = to_channels_last(grad), dense_rois = torch::stable::contiguous(rois);
+  const bool grad_channels_last = !grad.is_contiguous();
+  const Tensor dense_grad = grad_channels_last ? to_channels_last(grad) : grad;
+  const Tensor dense_rois = torch::stable::contiguous(rois);
   const auto p = roi_align_params<T>(dense_rois, heights, widths, num_images, grad.size(1), spatial_scales,
                                      grad.size(2), grad.size(3), sampling_ratio, aligned, finest_scale);
   FASTRCNN_CHECK(grad.size(0) == p.num_rois, "grad: expected one entry per RoI (", p.num_rois, "), got ", grad.size(0));
-  std::vector<Tensor> sums;
-  std::vector<T*> pointers;
-  const ScalarType sum_type = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  std::vector<Tensor> feature_grads;
+  std::vector<Feature*> pointers;
   for (int l = 0; l < p.num_levels; ++l) {
-    sums.push_back(channels_last_tensor(grad, {num_images, p.channels, heights[l], widths[l]}, sum_type));
-    torch::stable::zero_(sums.back());
-    pointers.push_back(sums.back().template mutable_data_ptr<T>());
+    const std::vector<int64_t> shape = {num_images, p.channels, heights[l], widths[l]};
+    feature_grads.push_back(channels_last ? channels_last_tensor(grad, shape, grad.scalar_type())
+                                          : new_tensor(grad, shape, grad.scalar_type()));
+    prefer_huge_pages(feature_grads.back());
+    pointers.push_back(feature_grads.back().template mutable_data_ptr<Feature>());
   }
-  backward<Feature, T>(p, dense_grad.template const_data_ptr<Feature>(), pointers);
-  for (Tensor& sum : sums) {
-    if (grad.scalar_type() != sum_type) sum = torch::stable::to(sum, grad.scalar_type());
-    if (!channels_last) sum = torch::stable::contiguous(sum);
-  }
-  return sums;
+  backward<Feature, T>(p, dense_grad.template const_data_ptr<Feature>(), grad_channels_last, pointers, channels_last);
+  return feature_grads;
 }
 
 // Calls function.template operator()<feature type, coordinate type>().

@@ -66,9 +66,34 @@ FASTRCNN_INLINE FloatVec load(const torch::headeronly::Half* from) {
 FASTRCNN_INLINE void store(float* to, FloatVec value) { __builtin_memcpy(to, &value, sizeof value); }
 FASTRCNN_INLINE void store(double* to, DoubleVec value) { __builtin_memcpy(to, &value, sizeof value); }
 
-template <typename Feature>
-FASTRCNN_INLINE void store(Feature* to, FloatVec value) {
-  for (int i = 0; i < 16; ++i) to[i] = static_cast<Feature>(value[i]);
+// Rounded to the nearest, ties to even, as static_cast does; NaN becomes the one NaN of static_cast.
+FASTRCNN_INLINE void store(torch::headeronly::BFloat16* to, FloatVec value) {
+  using Bits16 = uint16_t __attribute__((vector_size(32)));
+  using Bits32 = uint32_t __attribute__((vector_size(64)));
+  Bits32 bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const Bits32 rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  const Bits32 not_nan = (Bits32)(value == value);
+  const Bits16 narrow = __builtin_convertvector((rounded & not_nan) | (0x7FC0 & ~not_nan), Bits16);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+
+FASTRCNN_INLINE void store(torch::headeronly::Half* to, FloatVec value) {
+#if FASTRCNN_VECTOR_BITS >= 256
+  using Bits32 = uint32_t __attribute__((vector_size(64)));
+  Bits32 bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const Bits32 is_nan = (Bits32)(value != value);
+  bits = (bits & ~(is_nan & 0x7FFFFFFF)) | (is_nan & 0x7FC00000);
+  __m256 halves[2];
+  __builtin_memcpy(halves, &bits, sizeof halves);
+  for (int i = 0; i < 2; ++i) {
+    const __m128i narrow = _mm256_cvtps_ph(halves[i], _MM_FROUND_TO_NEAREST_INT);
+    __builtin_memcpy(to + 8 * i, &narrow, sizeof narrow);
+  }
+#else
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<torch::headeronly::Half>(value[i]);
+#endif
 }
 
 // The largest lane; any order gives the same. Not for NaN.
