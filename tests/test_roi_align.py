@@ -227,8 +227,43 @@ def test_memory_of_the_result_is_that_of_the_features(device, channels_last):
     assert all(feature.grad.is_contiguous(memory_format=layout) for feature in features)
 
 
-def test_same_for_any_number_of_threads():
-    features, rois = pyramid(channels=48), random_rois(200, 2, extent=110)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_both_layouts_give_the_same_bits(device, dtype):
+    """150 channels: whole slices, whole vectors and a rest, wherever the kernels cut them."""
+    rois = random_rois(60, 2, extent=110, device=device).to(torch.promote_types(dtype, torch.float32))
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [
+            value_and_gradients(
+                lambda f: ops.multilevel_roi_align(f, rois, (4, 8, 16), 5, 0, 14),
+                pyramid(dtype, device, channels_last, channels=150),
+            )
+            for channels_last in (False, True)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_more_than_2_to_the_31_elements():
+    """Most of the map is never touched, so it takes no memory."""
+    side = 2900  # cells; 2900 * 2900 * 256 > 2**31
+    try:
+        storage = torch.empty(side, side, 256, dtype=torch.float16)
+    except RuntimeError as error:
+        pytest.skip(f"the machine refuses 4.3 GB of unused memory: {error}")
+    corner = torch.randn(16, 16, 256, generator=seeded(0)).half()
+    storage[-16:, -16:] = corner
+    box = torch.tensor([[0, 2.0, 2, 14, 14]])
+    shifted = box + (side - 16) * torch.tensor([[0, 1, 1, 1, 1]])
+    pooled = ops.roi_align(storage.permute(2, 0, 1)[None], shifted, 7)
+    # Far from the origin a float32 coordinate has 12 bits behind the point.
+    assert_close(pooled, ops.roi_align(corner.permute(2, 0, 1)[None], box, 7), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_same_for_any_number_of_threads(channels_last):
+    features, rois = pyramid(channels=150, channels_last=channels_last), random_rois(200, 2, extent=110)
     assert_same_for_any_number_of_threads(
         lambda: value_and_gradients(lambda f: ops.multilevel_roi_align(f, rois, (4, 8, 16), 7, 0, 14), features)
     )

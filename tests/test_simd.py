@@ -10,6 +10,7 @@ PROGRAM = """
 import hashlib, torch
 from fastrcnn import ops
 
+torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 corner = torch.rand(300, 2, generator=generator) * 90 - 5
 boxes = torch.cat([corner, corner + torch.rand(300, 2, generator=generator) ** 2 * 60], 1)
@@ -19,12 +20,14 @@ rois = torch.cat([torch.randint(2, (300, 1), generator=generator).float(), boxes
 results = []
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
     for channels in (3, 16, 150):  # below a vector, one vector, blocks of vectors and a rest
-        features = torch.randn(2, channels, 25, 30, generator=generator).to(dtype)
-        features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
-        pooled = ops.roi_align(features, rois, 5, 0.25)
-        results += [pooled, *torch.autograd.grad(pooled, features, torch.ones_like(pooled))]
-        largest = ops.roi_pool(features, rois, 5, 0.25)
-        results += [largest, *torch.autograd.grad(largest, features, torch.ones_like(largest))]
+        values = torch.randn(2, channels, 25, 30, generator=generator).to(dtype)
+        values[0, :, 3, 4:7] = torch.tensor([float("nan"), float("inf"), torch.finfo(dtype).tiny])
+        for layout in (torch.contiguous_format, torch.channels_last):
+            features = values.contiguous(memory_format=layout).requires_grad_()
+            pooled = ops.roi_align(features, rois, 5, 0.25)
+            results += [pooled, *torch.autograd.grad(pooled, features, torch.rand_like(pooled))]
+            largest = ops.roi_pool(features, rois, 5, 0.25)
+            results += [largest, *torch.autograd.grad(largest, features, torch.ones_like(largest))]
 for dtype in (torch.float32, torch.float64):
     results.append(ops.nms(boxes.to(dtype), scores.to(dtype), 0.4))
     results += ops.assign_max_iou(boxes.to(dtype), boxes[::17].to(dtype), 0.7, 0.3, 0.1, True)

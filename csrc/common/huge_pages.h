@@ -15,24 +15,31 @@
 
 namespace fastrcnn {
 
-// To be called with a new tensor, before anything is written. A wish: without effect where Linux cannot grant it
+constexpr uintptr_t kHugePage = 2 << 20;  // bytes
+
+// Asks for huge pages in a new tensor, before anything is written. Without effect where Linux does not grant it
 // (/sys/kernel/mm/transparent_hugepage/enabled is never), on other systems, and for small tensors, whose memory is
 // mostly reused.
 inline void prefer_huge_pages(torch::stable::Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 2 << 20;
-  char* const memory = static_cast<char*>(tensor.data_ptr());
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + tensor.numel() * tensor.element_size()) / page * page;
-  if (end < begin + 2 * page) return;
-  if (madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) != 0) return;
-  // One write into each page, so that no two threads clear the same one.
-  torch::stable::parallel_for(0, static_cast<int64_t>((end - begin) / page), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) *reinterpret_cast<char*>(begin + i * page) = 0;
-  });
+  const uintptr_t memory = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t begin = (memory + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (memory + tensor.numel() * tensor.element_size()) / kHugePage * kHugePage;
+  if (end >= begin + 2 * kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   static_cast<void>(tensor);
 #endif
+}
+
+// The same for a tensor that threads will fill in an order of their own: one write into each huge page, so that no two
+// threads clear the same one.
+inline void map_huge_pages(torch::stable::Tensor& tensor) {
+  prefer_huge_pages(tensor);
+  char* const memory = static_cast<char*>(tensor.data_ptr());
+  const int64_t pages = static_cast<int64_t>(tensor.numel() * tensor.element_size() / kHugePage);
+  torch::stable::parallel_for(0, pages, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) memory[i * kHugePage] = 0;
+  });
 }
 
 }  // namespace fastrcnn

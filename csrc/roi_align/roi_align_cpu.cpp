@@ -192,7 +192,7 @@ Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, 
   const std::vector<int64_t> shape = {p.num_rois, p.channels, pooled_height, pooled_width};
   Tensor out = channels_last ? channels_last_tensor(features[0], shape, features[0].scalar_type())
                              : new_tensor(features[0], shape, features[0].scalar_type());
-  prefer_huge_pages(out);
+  map_huge_pages(out);
   if (channels_last) {
     forward_channels_last<Feature, T>(p, pointers, out.template mutable_data_ptr<Feature>());
   } else {
@@ -221,7 +221,7 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
     const std::vector<int64_t> shape = {num_images, p.channels, heights[l], widths[l]};
     feature_grads.push_back(channels_last ? channels_last_tensor(grad, shape, grad.scalar_type())
                                           : new_tensor(grad, shape, grad.scalar_type()));
-    prefer_huge_pages(feature_grads.back());
+    map_huge_pages(feature_grads.back());
     pointers.push_back(feature_grads.back().template mutable_data_ptr<Feature>());
   }
   backward<Feature, T>(p, dense_grad.template const_data_ptr<Feature>(), grad_channels_last, pointers, channels_last);
