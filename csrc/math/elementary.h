@@ -50,11 +50,11 @@ HOST_DEVICE T logarithm(T x) {
   using Int = typename Traits::Int;
   // x = m * 2^e with m from sqrt(1/2) to sqrt(2); log m = 2 artanh((m - 1) / (m + 1))
   const T sqrt_half = T(0.70710678118654752);
-  Int bits, origin;
+  std::make_unsigned_t<Int> bits, origin;  // differences may wrap around, for numbers that have no logarithm
   memcpy(&bits, &x, sizeof bits);
   memcpy(&origin, &sqrt_half, sizeof origin);
-  const Int e = (bits - origin) >> Traits::mantissa_bits;
-  bits -= e * (Int(1) << Traits::mantissa_bits);
+  const Int e = static_cast<Int>(bits - origin) >> Traits::mantissa_bits;
+  bits -= static_cast<std::make_unsigned_t<Int>>(e) << Traits::mantissa_bits;
   T m;
   memcpy(&m, &bits, sizeof m);
   const T s = (m - T(1)) / (m + T(1));

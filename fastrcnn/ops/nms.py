@@ -63,7 +63,16 @@ def nms_padded(
     Raises: as nms.
     """
     dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
-    return torch.ops.fastrcnn.nms(boxes.to(dtype), scores.to(dtype), class_ids, valid, iou_threshold, max_output)
+    return torch.ops.fastrcnn.nms.default(
+        _as_type(boxes, dtype), _as_type(scores, dtype), class_ids, valid, iou_threshold, max_output
+    )
+
+
+def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers alone, without their history. A thousand boxes are done in the time of a few calls into PyTorch."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _trimmed(
@@ -79,16 +88,17 @@ def _trimmed(
         if class_ids.shape != scores.shape:
             raise ValueError(f"class_ids: expected shape [n], one per box ({len(boxes)}), got {list(class_ids.shape)}")
     indices, count = nms_padded(
-        boxes.detach()[None],
-        scores.detach()[None],
+        boxes.unsqueeze(0),
+        scores.unsqueeze(0),
         iou_threshold,
         boxes.shape[0] if max_output is None else max_output,
-        None if class_ids is None else class_ids.to(torch.int64)[None],
+        None if class_ids is None else _as_type(class_ids, torch.int64).unsqueeze(0),
     )
     kept = count.item()  # the one wait for the device
-    torch._check(kept >= 0)
-    torch._check(kept <= indices.shape[1])
-    return indices[0, :kept]
+    if torch.compiler.is_compiling():
+        torch._check(kept >= 0)
+        torch._check(kept <= indices.shape[1])
+    return indices.select(0, 0).narrow(0, 0, kept)
 
 
 @torch.library.register_fake("fastrcnn::nms")
