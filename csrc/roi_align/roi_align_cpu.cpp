@@ -127,18 +127,16 @@ void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channel
       const int64_t m = item % num_maps, c0 = item / num_maps * slice, channels = std::min(slice, p.channels - c0);
       const Map map(p, m);
       Feature* out = feature_grads[map.level] + map.image * p.channels * map.cells;
-      T* sums;
-      int64_t cell = channels;  // numbers from one cell of sums to the next
-      if (in_place) {
-        sums = reinterpret_cast<T*>(out + c0);
-        cell = p.channels;
-        for (int64_t i = 0; i < map.cells; ++i) std::fill_n(sums + i * cell, channels, T(0));
-      } else {
-        scratch.assign(static_cast<size_t>(map.cells * cell), T(0));
-        sums = scratch.data();
-      }
+      if (!in_place) scratch.resize(std::max(scratch.size(), static_cast<size_t>(map.cells * channels)));
+      T* const sums = in_place ? reinterpret_cast<T*>(out + c0) : scratch.data();
+      const int64_t cell = in_place ? p.channels : channels;  // numbers from one cell of sums to the next
+      int64_t cleared = 0;  // cells; the first RoI to reach a row clears it, so that it is in the cache when added to
+      const auto clear_until = [&](int64_t end) {
+        for (; cleared < end; ++cleared) std::fill_n(sums + cleared * cell, channels, T(0));
+      };
       for (int64_t i = sorted.begin[m]; i < sorted.begin[m + 1]; ++i) {
         const RoiWeights<T>& roi = sorted.rois[i];
+        clear_until(roi.y.last * map.width);
         const Feature* roi_grad = grad + roi.roi * num_bins * p.channels + (grad_channels_last ? c0 : c0 * num_bins);
         if (!grad_channels_last) {
           FASTRCNN_SIMD(transpose, roi_grad, num_bins, bins.data(), channels, channels, num_bins);
@@ -148,6 +146,7 @@ void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channel
                       grad_channels_last ? p.channels : channels, sums + (roi.y.first * map.width + roi.x.first) * cell,
                       map.width * cell, cell, channels);
       }
+      clear_until(map.cells);
       if (in_place) continue;
       if (channels_last) {
         FASTRCNN_SIMD(copy_sums, sums, cell, out + c0, p.channels, map.cells, channels);
