@@ -203,8 +203,7 @@ def call_roi_ops(ops) -> None:
         wrong = torch.tensor([[0, 1, 1, 5, 5], [index, 1, 1, 5, 5]], dtype=torch.float32)
         rejected(lambda wrong=wrong: ops.roi_align(torch.randn(2, 3, 8, 8), wrong, 7))
         rejected(lambda wrong=wrong: ops.multilevel_roi_align([torch.randn(2, 3, 8, 8)] * 2, wrong, [4, 8], 7))
-        if hasattr(ops, "roi_pool"):
-            rejected(lambda wrong=wrong: ops.roi_pool(torch.randn(2, 3, 8, 8), wrong, 7))
+        rejected(lambda wrong=wrong: ops.roi_pool(torch.randn(2, 3, 8, 8), wrong, 7))
     rejected(lambda: ops.roi_align(torch.randn(2, 3, 8, 8), torch.zeros(3, 4), 7))
     rejected(lambda: ops.roi_align(torch.randn(2, 3, 8, 8), rois_for(8, 8), (0, 7)))
 
@@ -284,12 +283,17 @@ def main() -> None:
     ops = load_ops(sys.argv[1])
     torch.set_num_threads(3)
     with CalledOperators() as called:
-        for call in (call_nms, call_box_ops, call_anchors, call_roi_ops, call_proposals, call_selection):
+        for call in (
+            call_nms,
+            call_box_ops,
+            call_anchors,
+            call_roi_ops,
+            call_roi_pool,
+            call_iou_loss,
+            call_proposals,
+            call_selection,
+        ):
             call(ops)
-        if hasattr(ops, "roi_pool"):
-            call_roi_pool(ops)
-        if hasattr(ops, "iou_loss"):
-            call_iou_loss(ops)
     existing = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastrcnn::")}
     missing = {name.split(".")[0] for name in existing} - called.names
     if missing:

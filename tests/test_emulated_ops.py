@@ -221,7 +221,18 @@ def test_roi_align_of_bins_with_many_cells(run):
 
 # --- out of bounds, misaligned ----------------------------------------------------------------------------------------
 
-OP_TESTS = ["anchors", "assignment", "box_coding", "box_iou", "nms", "roi_align"]
+OP_TESTS = [
+    "anchors",
+    "assignment",
+    "box_coding",
+    "box_iou",
+    "nms",
+    "roi_align",
+    "roi_pool",
+    "iou_loss",
+    "proposals",
+    "selection",
+]
 
 
 @pytest.mark.skipif("CUDA_EMULATOR_VARIANT" in os.environ, reason="runs in the process that starts the others")

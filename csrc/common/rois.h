@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "tensor.h"
@@ -19,6 +20,10 @@ auto dispatch_features(ScalarType dtype, Function&& function) {
     default: return function.template operator()<float>();
   }
 }
+
+// The type of the coordinates of RoIs, and of sums, for a feature type of the CPU.
+template <typename Feature>
+using Coordinate = std::conditional_t<std::is_same_v<Feature, double>, double, float>;
 
 // rois: [R, 5]. On the CPU the index of every RoI is checked; on CUDA, where looking would mean waiting, RoIs with an
 // index that does not exist pool to zero.

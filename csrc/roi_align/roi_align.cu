@@ -63,23 +63,12 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
   return sums;
 }
 
-// Calls function.template operator()<feature type of CUDA>().
-template <typename Function>
-auto dispatch(ScalarType dtype, Function&& function) {
-  switch (dtype) {
-    case ScalarType::Double: return function.template operator()<double>();
-    case ScalarType::Half: return function.template operator()<__half>();
-    case ScalarType::BFloat16: return function.template operator()<__nv_bfloat16>();
-    default: return function.template operator()<float>();
-  }
-}
-
 Tensor multilevel_roi_align_cuda(std::vector<Tensor> features, Tensor rois, std::vector<double> spatial_scales,
                                  int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                                  double finest_scale) {
   check_features(features, rois);
   const CurrentStream stream(features[0]);
-  return dispatch(features[0].scalar_type(), [&]<typename Feature>() {
+  return dispatch_features<__half, __nv_bfloat16>(features[0].scalar_type(), [&]<typename Feature>() {
     return roi_align_typed<Feature>(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio,
                                     aligned, finest_scale, stream);
   });
@@ -93,7 +82,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cuda(Tensor grad, Tensor rois,
   check_shape(grad, "grad", "[R, C, pooled height, pooled width]", {-1, -1, -1, -1});
   check_features({grad}, rois);
   const CurrentStream stream(grad);
-  return dispatch(grad.scalar_type(), [&]<typename Feature>() {
+  return dispatch_features<__half, __nv_bfloat16>(grad.scalar_type(), [&]<typename Feature>() {
     return roi_align_backward_typed<Feature>(grad, rois, level_heights, level_widths, num_images, spatial_scales,
                                              sampling_ratio, aligned, finest_scale, channels_last, deterministic,
                                              stream);

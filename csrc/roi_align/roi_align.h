@@ -12,6 +12,7 @@
 // (float64).
 #pragma once
 
+#include "../common/rois.h"
 #include "../common/tensor.h"
 #include "roi_align_params.h"
 

@@ -157,16 +157,6 @@ void backward(const RoiAlignParams<T>& p, const Feature* grad, bool grad_channel
   });
 }
 
-// On the CPU the index of every RoI is checked; on CUDA, where looking would mean waiting, such RoIs pool to zero.
-template <typename T>
-void check_image_indices(const RoiAlignParams<T>& p) {
-  for (int64_t r = 0; r < p.num_rois; ++r) {
-    const T index = p.rois[r * 5];
-    FASTRCNN_CHECK(index >= T(-1) && index < static_cast<T>(p.num_images) && index == std::floor(index), "rois[", r,
-                   ", 0]: expected the index of one of ", p.num_images, " images (or -1 for padding), got ", index);
-  }
-}
-
 template <typename Feature, typename T>
 Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, std::vector<double> spatial_scales,
                        int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
@@ -187,7 +177,7 @@ Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, 
   const auto p =
       roi_align_params<T>(dense_rois, heights, widths, features[0].size(0), features[0].size(1), spatial_scales,
                           pooled_height, pooled_width, sampling_ratio, aligned, finest_scale);
-  check_image_indices(p);
+  check_image_indices(p.rois, p.num_rois, p.num_images);
   const std::vector<int64_t> shape = {p.num_rois, p.channels, pooled_height, pooled_width};
   Tensor out = channels_last ? channels_last_tensor(features[0], shape, features[0].scalar_type())
                              : new_tensor(features[0], shape, features[0].scalar_type());
@@ -227,26 +217,16 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
   return feature_grads;
 }
 
-// Calls function.template operator()<feature type, coordinate type>().
-template <typename Function>
-auto dispatch(ScalarType dtype, Function&& function) {
-  switch (dtype) {
-    case ScalarType::Double: return function.template operator()<double, double>();
-    case ScalarType::Half: return function.template operator()<torch::headeronly::Half, float>();
-    case ScalarType::BFloat16: return function.template operator()<torch::headeronly::BFloat16, float>();
-    default: return function.template operator()<float, float>();
-  }
-}
-
 Tensor multilevel_roi_align_cpu(std::vector<Tensor> features, Tensor rois, std::vector<double> spatial_scales,
                                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
                                 double finest_scale) {
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_features(features, rois);
-  return dispatch(features[0].scalar_type(), [&]<typename Feature, typename T>() {
-    return roi_align_typed<Feature, T>(features, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio,
-                                       aligned, finest_scale);
-  });
+  return dispatch_features<torch::headeronly::Half, torch::headeronly::BFloat16>(
+      features[0].scalar_type(), [&]<typename Feature>() {
+        return roi_align_typed<Feature, Coordinate<Feature>>(features, rois, spatial_scales, pooled_height,
+                                                             pooled_width, sampling_ratio, aligned, finest_scale);
+      });
 }
 
 // Always deterministic on the CPU, so `deterministic` has nothing to choose here.
@@ -258,10 +238,12 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(Tensor grad, Tensor rois, 
   check_shape(grad, "grad", "[R, C, pooled height, pooled width]", {-1, -1, -1, -1});
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   check_features({grad}, rois);
-  return dispatch(grad.scalar_type(), [&]<typename Feature, typename T>() {
-    return roi_align_backward_typed<Feature, T>(grad, rois, level_heights, level_widths, num_images, spatial_scales,
-                                                sampling_ratio, aligned, finest_scale, channels_last);
-  });
+  return dispatch_features<torch::headeronly::Half, torch::headeronly::BFloat16>(
+      grad.scalar_type(), [&]<typename Feature>() {
+        return roi_align_backward_typed<Feature, Coordinate<Feature>>(grad, rois, level_heights, level_widths,
+                                                                      num_images, spatial_scales, sampling_ratio,
+                                                                      aligned, finest_scale, channels_last);
+      });
 }
 
 }  // namespace

@@ -18,9 +18,6 @@ using torch::headeronly::Half;
 
 constexpr int64_t kRoisPerThread = 8;  // below this a second thread costs more than it saves
 
-template <typename Feature>
-using Sum = std::conditional_t<std::is_same_v<Feature, double>, double, float>;
-
 template <typename T>
 std::vector<CellRange> cells_of_bins(const PoolAxis<T>& axis, int bins) {
   std::vector<CellRange> ranges;
@@ -85,7 +82,7 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(Tensor features, Tensor rois, int64_t po
   const Tensor maps = to_channels_last(features);
   const ScalarType dtype = features.scalar_type();
   return dispatch_features<Half, BFloat16>(dtype, [&]<typename Feature>() -> std::tuple<Tensor, Tensor> {
-    using T = Sum<Feature>;
+    using T = Coordinate<Feature>;
     const auto p = roi_pool_params<T>(rois, features.size(0), features.size(1), features.size(2), features.size(3),
                                       pooled_height, pooled_width, spatial_scale);
     check_image_indices(p.rois, p.num_rois, p.num_images);
@@ -107,7 +104,7 @@ Tensor roi_pool_backward_cpu(Tensor grad, Tensor rois, Tensor argmax, int64_t nu
   rois = torch::stable::contiguous(rois);
   const ScalarType dtype = grad.scalar_type();
   return dispatch_features<Half, BFloat16>(dtype, [&]<typename Feature>() -> Tensor {
-    using T = Sum<Feature>;
+    using T = Coordinate<Feature>;
     const auto p =
         roi_pool_params<T>(rois, num_images, grad.size(1), height, width, grad.size(2), grad.size(3), spatial_scale);
     const ScalarType sum_type = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
