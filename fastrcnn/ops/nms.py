@@ -98,7 +98,7 @@ def _trimmed(
     if torch.compiler.is_compiling():
         torch._check(kept >= 0)
         torch._check(kept <= indices.shape[1])
-    return indices.select(0, 0).narrow(0, 0, kept)
+    return indices.select(0, 0)[:kept]
 
 
 @torch.library.register_fake("fastrcnn::nms")
