@@ -27,6 +27,7 @@ test-emulated: $(TESTABLE)
 
 bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py
+	$(RUN) benchmarks/stages.py faster_rcnn_r50_fpn_1x_coco
 	$(RUN) benchmarks/inference.py faster_rcnn_r50_fpn_1x_coco
 
 lint: $(TESTABLE)

@@ -29,7 +29,7 @@ step build 300 env TORCH_CUDA_ARCH_LIST="$architecture" FORCE_CUDA=1 python3 set
 tests=$(grep -lE "device|cuda" tests/test_*.py)
 parallel=$(python3 -c 'import xdist; print("-n 8")' 2> /dev/null)
 # shellcheck disable=SC2086
-step tests 240 python3 -m pytest -q $parallel -k "cuda and not emulat" $tests || failed+=(tests)
+step tests 240 python3 -m pytest $parallel -k "cuda and not emulat" $tests || failed+=(tests)
 step ops 200 python3 benchmarks/ops.py --device cuda --json "$out/ops.json" || failed+=(ops)
 step stages 60 python3 benchmarks/stages.py $config || failed+=(stages)
 step detection 90 python3 benchmarks/inference.py $config || failed+=(detection)
@@ -37,7 +37,7 @@ if command -v compute-sanitizer > /dev/null; then  # both at once: they wait for
   declare -A running
   for tool in memcheck racecheck; do
     step $tool 240 compute-sanitizer --tool $tool --error-exitcode 9 \
-      python3 -m pytest -q -x tests/test_cuda.py -k test_equals_the_cpu &
+      python3 -m pytest -x tests/test_cuda.py -k test_equals_the_cpu &
     running[$tool]=$!
   done
   for tool in "${!running[@]}"; do wait "${running[$tool]}" || failed+=("$tool"); done
