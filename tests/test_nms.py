@@ -277,3 +277,11 @@ def test_wrong_input(boxes, scores, settings, message):
 def test_wrong_classes(classes, message):
     with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
         ops.batched_nms(BOXES, SCORES, classes, 0.5)
+
+
+def test_scores_in_float64_decide_for_boxes_in_float32(device):
+    """As float32 these scores are equal, and the lower index would win."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], device=device)
+    scores = torch.tensor([0.5, 0.5 + 1e-9, 0.5 + 2e-9], dtype=torch.float64, device=device)
+    assert ops.nms(boxes, scores, 0.5).tolist() == [2, 1]
+    assert ops.batched_nms(boxes, scores, torch.tensor([0, 1, 0], device=device), 0.5).tolist() == [2, 1, 0]

@@ -298,3 +298,11 @@ def test_wrong_settings(settings, message):
 def test_wrong_image_sizes():
     with pytest.raises(ValueError, match=r"image_sizes: expected .* \[2, 2\], got \[1, 2\]"):
         ops.generate_proposals(*small(), [(16, 24)], 10, 10, 0.7)
+
+
+def test_result_has_no_history(device):
+    """Also if the anchors or sizes have one."""
+    objectness, deltas, anchors = ([level.to(device).requires_grad_() for level in levels] for levels in small())
+    sizes = torch.tensor([(16.0, 24.0), (16.0, 24.0)], device=device, requires_grad=True)
+    boxes, scores, _ = ops.generate_proposals(objectness, deltas, anchors, sizes, 10, 10, 0.7)
+    assert not boxes.requires_grad and not scores.requires_grad

@@ -337,3 +337,30 @@ def test_wrong_input(features, rois, settings, message):
 def test_wrong_input_of_multilevel(features, strides, message):
     with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
         ops.multilevel_roi_align(features, ROIS, strides, 7)
+
+
+def test_output_size_of_any_whole_number():
+    features, rois = torch.randn(1, 2, 9, 9), torch.tensor([[0, 1.0, 1, 7, 8]])
+    expected = ops.roi_align(features, rois, (3, 3))
+    for size in (3, [3, 3], np.int64(3), (np.int32(3), 3)):
+        assert torch.equal(ops.roi_align(features, rois, size), expected)
+
+
+@pytest.mark.parametrize("size", [7.0, (3, 4, 5), "7", (3, 4.5)])
+@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool])
+def test_wrong_output_size(pool, size):
+    with pytest.raises(TypeError, match=r"output_size: expected a whole number or .height, width., got"):
+        pool(torch.zeros(1, 2, 9, 9), torch.zeros(1, 5), size)
+
+
+def test_arguments_of_torchvision_that_differ():
+    features, rois = torch.zeros(1, 2, 9, 9), torch.zeros(1, 5)
+    with pytest.raises(TypeError, match=r"rois: expected one tensor \[R, 5\].*, got list"):
+        ops.roi_align(features, [rois[:, 1:]], 7)
+    with pytest.raises(TypeError, match="features: expected a list of tensors, one per level, got dict"):
+        ops.multilevel_roi_align({"0": features}, rois, [4], 7)
+    with pytest.raises(TypeError, match="features: expected a list of tensors, one per level, got Tensor"):
+        ops.multilevel_roi_align(features, rois, [4], 7)
+    for stride in (0, -4, NAN, float("inf")):
+        with pytest.raises(ValueError, match="strides: expected positive numbers, got"):
+            ops.multilevel_roi_align([features], rois, [stride], 7)

@@ -25,6 +25,7 @@ def iou_loss(
         eps: keeps quotients and the logarithm finite (IoU counts as at least eps); None: 1e-6, "bounded_iou" 1e-3.
         beta: of "bounded_iou" only: where its smooth L1 turns from square to linear.
     Returns:
+        For boxes that are not reversed (a reversed one can give any finite number), eps and beta of at most 1:
         [n]: "log" from 0 to -ln eps, "linear" and "square" from 0 to 1, "giou", "diou" and "ciou" from 0 to 2.
         "bounded_iou": [n, 4], the terms of centre x, centre y, width and height, each from 0 to 1 - beta / 2.
         n = 0 gives an empty tensor.
@@ -32,7 +33,8 @@ def iou_loss(
         RuntimeError: wrong shape, type or device, unknown kind or mode, eps or beta not positive.
 
     Differentiable with respect to pred, once; target counts as a constant, and so does the weight alpha of "ciou".
-    Loss and gradient are finite also where boxes are equal, empty, reversed (x2 < x1) or far apart; a box with a NaN
+    Loss and gradient are finite also where boxes are equal, empty, reversed (x2 < x1) or far apart, as long as areas
+    are (float32: coordinates below 1e19); a box with a NaN
     gives a NaN loss ("bounded_iou": in the terms of that axis) and does not touch other boxes. Where two coordinates
     are equal, each has half of the slope of their maximum or minimum, as in PyTorch.
     """

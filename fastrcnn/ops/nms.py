@@ -13,8 +13,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int | N
     greater than iou_threshold. Two boxes without area do not suppress each other, nor does a box with NaN.
 
     Args:
-        boxes: [n, 4] x1, y1, x2, y2; float32 or float64, other floating types are computed in float32.
-        scores: [n], of any floating type. Equal scores are taken by lower index, NaN after all numbers.
+        boxes: [n, 4] x1, y1, x2, y2; scores: [n]. Computed in float64 if either is, else in float32, to which other
+            types are converted. Equal scores are taken by lower index, NaN after all numbers.
         iou_threshold: in [0, 1].
         max_output: stop when this many are kept; None: no limit.
     Returns:
@@ -62,7 +62,7 @@ def nms_padded(
         count: int64 [N], how many are kept.
     Raises: as nms.
     """
-    dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
     return torch.ops.fastrcnn.nms.default(
         _as_type(boxes, dtype), _as_type(scores, dtype), class_ids, valid, iou_threshold, max_output
     )

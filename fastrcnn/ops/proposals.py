@@ -24,23 +24,23 @@ def generate_proposals(
     than min_size are dropped; NMS runs within each level; the best post_nms over all levels remain.
 
     Args:
-        objectness: L tensors [N, A, h, w], logits.
+        objectness: L tensors [N, A, h, w], logits. Of any floating type and in any memory layout, as the deltas: they
+            are read where they lie.
         deltas: L tensors [N, 4 * A, h, w], channel a * 4 + (dx, dy, dw, dh).
-        anchors: L tensors [h * w * A, 4] in the order of ops.grid_anchors.
+        anchors: L tensors float32 [h * w * A, 4] in the order of ops.grid_anchors.
         image_sizes: [N, 2]: height and width of each image before padding, pixels of the network input; a tensor on
             the same device, or a list (which on CUDA is copied there).
         pre_nms: per level; post_nms: per image. min_size: pixels.
-        objectness and deltas may be of any floating type and in any memory layout: they are read where they lie.
     Returns:
-        boxes [N, P, 4] in pixels of the network input, scores [N, P] in (0, 1), both float32 and by descending score,
+        boxes [N, P, 4] in pixels of the network input, scores [N, P] in [0, 1], both float32 and by descending score,
         count int64 [N]: how many of the P = min(candidates, post_nms) rows are proposals; the rest are zeros. Equal
         scores come by level and then by anchor. A NaN logit passes the top-k as the largest, as in torch.topk, and
-        comes after all numbers from then on, as in ops.nms.
+        comes after all numbers from then on, as in ops.nms, with score NaN.
     Raises:
         ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device; on CUDA, more than 8
         levels.
 
-    Not differentiable. Has no host synchronisation.
+    Not differentiable. No host synchronisation if image_sizes is a tensor on the device.
     """
     if not len(objectness) == len(deltas) == len(anchors) > 0:
         raise ValueError(
@@ -53,8 +53,8 @@ def generate_proposals(
     return torch.ops.fastrcnn.generate_proposals(
         [level.detach() for level in objectness],
         [level.detach() for level in deltas],
-        list(anchors),
-        image_sizes,
+        [level.detach() for level in anchors],
+        image_sizes.detach(),
         pre_nms,
         post_nms,
         iou_threshold,

@@ -1,5 +1,6 @@
 """RoIAlign: each region of interest becomes a small grid of averaged features: levels, RoIs -> [R, C, 7, 7]."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,23 +26,24 @@ def roi_align(
             NCHW memory is converted.
         rois: [R, 5]: image index, x1, y1, x2, y2 in image pixels. Float32 whatever the features' type (float64 for
             float64 features); other floating types are converted. Image index -1 marks padding: zeros come out.
-        output_size: bins (height, width), or one number for both.
+        output_size: bins (height, width), 1 to 32768 each, or one number for both.
         spatial_scale: feature cells per image pixel: 1 / stride.
         sampling_ratio: samples per bin and axis; <= 0: adaptive, ceil(RoI size in cells / bins).
         aligned: True: pixel centres lie at half-integers, a RoI may be smaller than a cell. False: the older form
             without the half-pixel shift, where a RoI is at least one cell large.
     Returns:
         [R, C, *output_size] of the features' type, in channels-last memory if the features are. Samples further than
-        one cell outside the map are zero; an empty, reversed (adaptive) or NaN RoI gives zeros; R = 0 gives an empty
-        tensor.
+        one cell outside the map are zero. A RoI with a NaN or infinite coordinate gives zeros. So does an empty or
+        reversed one with aligned=True and adaptive sampling; with sampling_ratio > 0 it is sampled as it is, and with
+        aligned=False it is at least one cell large. R = 0 gives an empty tensor.
     Raises:
-        RuntimeError: wrong shape, type or device; on the CPU, an image index that does not exist (on CUDA, where
-            looking would wait for the device, such a RoI gives zeros).
+        TypeError, RuntimeError: wrong shape, type or device, a map without cells; on the CPU, an image index that does
+            not exist (on CUDA, where looking would wait for the device, such a RoI gives zeros).
 
     Differentiable with respect to the features, not the RoIs. The backward pass is bitwise reproducible on the CPU for
     any number of threads; on CUDA it is under torch.use_deterministic_algorithms(True).
     """
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    height, width = _bins(output_size)
     return torch.ops.fastrcnn.multilevel_roi_align(
         [features], _roi_coordinates(rois, features), [spatial_scale], height, width, sampling_ratio, aligned, 1.0
     )
@@ -61,18 +63,22 @@ def multilevel_roi_align(
     Feature Pyramid Networks, equation 1): RoIs of side below 2 * finest_scale go to the first level.
 
     Args:
-        features: L tensors [N, C, height, width], finest first, of one type and memory layout.
+        features: 1 to 8 tensors [N, C, height, width], finest first, of one type; the first one's memory layout is that
+            of the result.
         rois: [R, 5] as in roi_align.
         strides: image pixels per cell, one per level.
         output_size, sampling_ratio: as in roi_align.
         finest_scale: image pixels.
-    Returns, Raises: as roi_align.
+    Returns: as roi_align.
+    Raises: as roi_align; ValueError: no level, a stride that is not positive.
     """
+    if not isinstance(features, (list, tuple)):
+        raise TypeError(f"features: expected a list of tensors, one per level, got {type(features).__name__}")
     if not features:
         raise ValueError("features: expected at least one level, got none")
-    if any(stride <= 0 for stride in strides):
+    if not all(0 < stride < math.inf for stride in strides):
         raise ValueError(f"strides: expected positive numbers, got {list(strides)}")
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    height, width = _bins(output_size)
     return torch.ops.fastrcnn.multilevel_roi_align(
         list(features),
         _roi_coordinates(rois, features[0]),
@@ -85,7 +91,18 @@ def multilevel_roi_align(
     )
 
 
+def _bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width)"""
+    sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    if len(sizes) != 2 or not all(hasattr(size, "__index__") for size in sizes):
+        raise TypeError(f"output_size: expected a whole number or (height, width), got {output_size!r}")
+    height, width = (size if isinstance(size, (int, torch.SymInt)) else int(size) for size in sizes)
+    return height, width
+
+
 def _roi_coordinates(rois: Tensor, features: Tensor) -> Tensor:
+    if not isinstance(rois, Tensor):
+        raise TypeError(f"rois: expected one tensor [R, 5] = image index, x1, y1, x2, y2, got {type(rois).__name__}")
     return rois.detach().to(torch.float64 if features.dtype == torch.float64 else torch.float32)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.ops._library import forbid_double_backward
-from fastrcnn.ops.roi_align import _is_channels_last, _roi_coordinates
+from fastrcnn.ops.roi_align import _bins, _is_channels_last, _roi_coordinates
 
 
 def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
@@ -18,7 +18,7 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
             NCHW memory is converted.
         rois: [R, 5]: image index, x1, y1, x2, y2 in image pixels. Float32 whatever the features' type (float64 for
             float64 features); other floating types are converted. Image index -1 marks padding: zeros come out.
-        output_size: bins (height, width), or one number for both.
+        output_size: bins (height, width), 1 to 32768 each, or one number for both.
         spatial_scale: feature cells per image pixel: 1 / stride.
     Returns:
         [R, C, *output_size] of the features' type, in channels-last memory if the features are. A bin outside the map
@@ -26,14 +26,14 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
         number (in a 16-bit type: -infinity). A RoI with a NaN or infinite coordinate gives zeros. R = 0 gives an empty
         tensor.
     Raises:
-        RuntimeError: wrong shape, type or device; on the CPU, an image index that does not exist (on CUDA, where
-            looking would wait for the device, such a RoI gives zeros).
+        TypeError, RuntimeError: wrong shape, type or device, a map without cells; on the CPU, an image index that does
+            not exist (on CUDA, where looking would wait for the device, such a RoI gives zeros).
 
     Differentiable with respect to the features, not the RoIs: the gradient of a bin goes to the cell of its maximum, of
     equal ones the first, row by row. The backward pass is bitwise reproducible on the CPU for any number of threads; on
     CUDA it is under torch.use_deterministic_algorithms(True).
     """
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    height, width = _bins(output_size)
     rois = _roi_coordinates(rois, features)
     return torch.ops.fastrcnn.roi_pool(features, rois, height, width, spatial_scale)[0]
 

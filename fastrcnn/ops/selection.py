@@ -23,8 +23,8 @@ def select_detections(
     """Final detections of N images (Girshick 2015, Fast R-CNN, section 3; NMS in pixels of the original image).
 
     Args:
-        logits: [R, C + 1], background last. deltas: [R, 4 * C], class-major.
-        rois: [R, 5]: image index (-1: padding, never detected), x1, y1, x2, y2 in pixels of the network input.
+        logits: [R, C + 1], background last. deltas: [R, 4 * C], class-major. Of any floating type.
+        rois: float32 [R, 5]: image index (-1: padding, never detected), x1, y1, x2, y2 in pixels of the network input.
         image_sizes: [N, 2] (height, width) before padding; boxes are clipped to it.
         scale_factors: [N, 2] (width factor, height factor) = resized / original; boxes are divided by it.
         score_threshold: a detection's softmax score is greater than it.
@@ -38,7 +38,8 @@ def select_detections(
         ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index that is none of
         -1 .. N - 1; on CUDA, which does not wait to see it, such a RoI is never detected.
 
-    Not differentiable. Has no host synchronisation.
+    Not differentiable. No host synchronisation if image_sizes and scale_factors are tensors on the device (lists are
+    copied there).
     """
     image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=logits.device)
     scale_factors = torch.as_tensor(scale_factors, dtype=torch.float32, device=logits.device)
@@ -47,8 +48,8 @@ def select_detections(
         logits.detach(),
         deltas.detach(),
         rois.detach(),
-        image_sizes,
-        scale_factors,
+        image_sizes.detach(),
+        scale_factors.detach(),
         score_threshold,
         iou_threshold,
         max_output,
