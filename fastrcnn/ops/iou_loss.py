@@ -40,7 +40,9 @@ def iou_loss(
     """
     if eps is None:
         eps = 1e-3 if kind == "bounded_iou" else 1e-6
-    return torch.ops.fastrcnn.iou_loss(pred, target.detach(), kind, mode, eps, beta)[0]
+    if target.requires_grad:
+        target = target.detach()
+    return torch.ops.fastrcnn.iou_loss.default(pred, target, kind, mode, eps, beta)[0]
 
 
 @torch.library.register_fake("fastrcnn::iou_loss")
@@ -64,7 +66,7 @@ def _backward(ctx, grad, _):
     if grad is None:
         return (None,) * 6
     (derivative,) = ctx.saved_tensors
-    return torch.ops.fastrcnn._iou_loss_backward(grad, derivative), None, None, None, None, None
+    return torch.ops.fastrcnn._iou_loss_backward.default(grad, derivative), None, None, None, None, None
 
 
 torch.library.register_autograd("fastrcnn::iou_loss", _backward, setup_context=_setup_context)
