@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,13 +24,19 @@ PAD_MULTIPLE = 32
 
 @dataclass
 class BackboneConfig:
-    """ResNet. All sizes follow from the depth."""
+    """ResNet and ResNeXt, or VGG-16, which has pretrained and frozen_stages alone. Sizes follow from the depth."""
 
+    kind: str = "resnet"  # resnet | vgg16
     depth: int = 50  # 18, 34, 50 or 101
+    groups: int = 1  # ResNeXt: groups of the 3x3 convolutions, ...
+    base_width: int = 64  # ... and channels of one group in the first stage: 32 and 4 are "32x4d"
     style: str = "pytorch"  # where a bottleneck strides: "pytorch" in its 3x3 convolution, "caffe" in its first 1x1
+    dilated_c5: bool = False  # the last stage keeps stride 16 and dilates its 3x3 convolutions instead (DC5)
     # batch norm: "eval" running statistics, affine trained | "frozen" affine fixed too | "train" batch statistics
     norm: str = "eval"
-    frozen_stages: int = 1  # no gradient in the stem and the first k stages (0: stem only); -1: everything is trained
+    # no gradient in the stem and the first k stages (0: stem only); -1: everything is trained. VGG-16: in the first k
+    # blocks of convolutions
+    frozen_stages: int = 1
     # ImageNet weights: URL or path; null: none
     pretrained: str | None = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
 
@@ -49,6 +55,17 @@ class AssignerConfig:
     neg_iou: float = 0.3  # negative below; between the two: ignored
     min_pos_iou: float = 0.3  # an object's best boxes are positive too if they reach this ...
     match_low_quality: bool = True  # ... and this is set
+
+
+@dataclass
+class BoxLossConfig:
+    """How far a positive's predicted box is from its object."""
+
+    # of the deltas, summed over the four: l1 | smooth_l1
+    # of the decoded box in pixels: iou (its -log) | giou | diou | ciou | bounded_iou (ops.iou_loss)
+    kind: str = "l1"
+    beta: float = 1.0  # smooth_l1: quadratic below
+    weight: float = 1.0
 
 
 @dataclass
@@ -74,14 +91,14 @@ class RpnConfig:
     allowed_border: int = -1  # in training: pixels that an anchor may cross the image border by; -1: any
     assigner: AssignerConfig = field(default_factory=AssignerConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    box_loss: BoxLossConfig = field(default_factory=BoxLossConfig)
     train_proposals: ProposalsConfig = field(default_factory=lambda: ProposalsConfig(pre_nms=2000))
     test_proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
 
 
 @dataclass
 class PoolConfig:
-    """RoIAlign."""
-
+    kind: str = "roi_align"  # roi_align | roi_pool, which has output_size and one stride
     output_size: int = 7  # bins per side
     sampling_ratio: int = 0  # samples per bin and side; 0: adaptive, ceil(RoI size / bins)
     strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])  # of the levels that RoIs are pooled from
@@ -92,8 +109,10 @@ class PoolConfig:
 class BoxHeadConfig:
     num_classes: int = 80  # foreground classes; background is the last index
     channels: int = 1024  # of the two fully connected layers
+    dropout: float = 0.0  # probability, in training, after each of them
     assigner: AssignerConfig = field(default_factory=lambda: AssignerConfig(0.5, 0.5, 0.5, match_low_quality=False))
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(num=512, positive_fraction=0.25))
+    box_loss: BoxLossConfig = field(default_factory=BoxLossConfig)
     delta_stds: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])  # deltas are divided by these
     score_threshold: float = 0.05  # a detection's score is above this, in evaluation; Detector.detect has its own
     iou_threshold: float = 0.5  # of the class-wise NMS
@@ -106,7 +125,7 @@ class ModelConfig:
     # deltas) | "fan_in" uniform, scaled by a layer's inputs alone: more exact boxes where the backbone is random, too
     init: str = "mmdet"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    fpn: FpnConfig = field(default_factory=FpnConfig)
+    fpn: FpnConfig | None = field(default_factory=FpnConfig)  # null: the backbone's last map is the only level
     rpn: RpnConfig = field(default_factory=RpnConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
@@ -291,6 +310,8 @@ def _check_keys(content: DictConfig, schema: type, where: str, prefix: str = "")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{where}: unknown key {prefix}{key!s}. Nearest valid key: {prefix}{near}")
-        kind, value = hints[key], content._get_node(key)
-        if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, DictConfig):
-            _check_keys(value, kind, where, f"{prefix}{key}.")
+        value = content._get_node(key)
+        # a section, or one that may be null ("FpnConfig | None")
+        section = next((kind for kind in get_args(hints[key]) or (hints[key],) if is_dataclass(kind)), None)
+        if isinstance(section, type) and isinstance(value, DictConfig) and not value._is_none():
+            _check_keys(value, section, where, f"{prefix}{key}.")

@@ -27,10 +27,13 @@ def build_peer(config: Config) -> FasterRCNN:
         ValueError: a config that torchvision's FPN model cannot express.
     """
     model, data = config.model, config.data
-    if model.fpn.num_levels != 5 or data.image.channel_order != "rgb":
+    if model.fpn is None or model.fpn.num_levels != 5 or data.image.channel_order != "rgb":
         raise ValueError("The torchvision peer exists for RGB models with five FPN levels")
+    if model.backbone.style != "pytorch" or model.backbone.dilated_c5 or model.box_head.dropout:
+        raise ValueError("The torchvision peer strides in 3x3 convolutions and has neither dilated C5 nor dropout")
     norm = {"norm_layer": FrozenBatchNorm2d} if model.backbone.norm != "train" else {}
-    body = getattr(resnet, f"resnet{model.backbone.depth}")(weights=None, **norm)
+    groups = {"groups": model.backbone.groups, "width_per_group": model.backbone.base_width}
+    body = getattr(resnet, f"resnet{model.backbone.depth}")(weights=None, **norm, **groups)
     for stage in range(model.backbone.frozen_stages + 1):
         for part in (body.conv1, body.bn1) if stage == 0 else (getattr(body, f"layer{stage}"),):
             part.requires_grad_(False)

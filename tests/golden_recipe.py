@@ -10,13 +10,23 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
-GAINS = {"fc_cls": 2.0, "rpn_reg": 0.05, "rpn_cls": 0.3, "fc_reg": 0.2}  # of weights whose name contains the key
+# of weights whose name contains the key
+GAINS = {"fc_cls": 2.0, "rpn_reg": 0.05, "rpn_cls": 0.3, "fc_reg": 0.2, "backbone.features": 2**0.5}
 
 
-def checkpoint(config: str) -> dict:
-    """A checkpoint as mmdetection writes it, for a config whose layout is in tests/golden."""
-    layout = json.loads((GOLDEN / f"layout_{config}.json").read_text())
-    return {"meta": {"epoch": 12, "iter": 1}, "state_dict": {name: entry(name, shape) for name, shape in layout}}
+def layout(config: str) -> list[tuple[str, list[int]]]:
+    """Name and shape of every entry of the published checkpoint of a config, in its order."""
+    families = json.loads((GOLDEN / "layouts.json").read_text())
+    return next(family["layout"] for family in families if config in family["configs"])
+
+
+def checkpoint(config: str, photo: bool = False) -> dict:
+    """A checkpoint as mmdetection writes it. For photos, a network whose pixels are not divided by a standard deviation
+    gets a smaller first convolution, so that its scores do not saturate."""
+    state = {name: entry(name, shape) for name, shape in layout(config)}
+    if photo and "caffe" in config:
+        state["backbone.conv1.weight"] /= 16.0 if "dc5" in config else 57.0
+    return {"meta": {"epoch": 12, "iter": 1}, "state_dict": state}
 
 
 def entry(name: str, shape: list[int]) -> Tensor:
@@ -47,8 +57,8 @@ def images() -> tuple[Tensor, list[tuple[int, int]]]:
     return batch, sizes
 
 
-def targets() -> list[dict[str, Tensor]]:
+def targets(num_classes: int) -> list[dict[str, Tensor]]:
     """Four objects in the first image, none in the second."""
     boxes = [[20, 30, 90, 110], [100, 10, 200, 140], [5, 5, 25, 25], [60, 70, 75, 80]]
-    first = {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor([3, 17, 0, 42])}
+    first = {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor([3, 17, 0, 42]) % num_classes}
     return [first, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from conftest import seeded
 from tiny_model import NO_OBJECTS, SIZES, images, small, targets
 from torch import nn
 from torch.testing import assert_close
 
-from fastrcnn.config import SamplerConfig
+from fastrcnn.config import BoxHeadConfig, BoxLossConfig, RpnConfig, SamplerConfig
 from fastrcnn.models import Proposals
 from fastrcnn.models.anchors import AnchorGenerator
 from fastrcnn.models.box_head import BoxHead, SampledRois
+from fastrcnn.models.box_loss import MEANS, OF_BOXES, OF_DELTAS, box_loss
 from fastrcnn.models.rpn import RPNHead
 from fastrcnn.models.sampler import sample
+from fastrcnn.ops import reference
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_losses_repeat_with_the_seed() -> None:
 
 def test_padding_of_the_batch_does_not_change_the_rpn_losses() -> None:
     """An image's anchors beyond its own padded size are no negatives: alone or beside a larger one, it is the same."""
-    head, anchors = RPNHead(4, 4, 3, sampler=SamplerConfig(10**6, 0.5)), AnchorGenerator([8], [0.5, 1, 2], [16])
+    head, anchors = RPNHead(4, RpnConfig(sampler=SamplerConfig(10**6, 0.5))), AnchorGenerator([8], [0.5, 1, 2], [16])
     narrow, wide = [(4, 8)], [(6, 10)]  # cells of an image of 64 x 120 alone, and in a larger batch
     logits, deltas = torch.randn(1, 3, 6, 10), torch.randn(1, 12, 6, 10)
     results = []
@@ -85,7 +88,7 @@ def test_padding_of_the_batch_does_not_change_the_rpn_losses() -> None:
 
 def test_rpn_losses_by_hand() -> None:
     """One level of 1 x 2 cells and one anchor: the first is the object's, the second a negative."""
-    head = RPNHead(4, 4, 1, sampler=SamplerConfig(2, 0.5))
+    head = RPNHead(4, RpnConfig(anchor_ratios=[1.0], sampler=SamplerConfig(2, 0.5)))
     anchors = [torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])]
     logits = torch.tensor([[[[0.5, -1.5]]]])
     deltas = torch.tensor([0.1, 0.2, 0.3, 0.4, 9, 9, 9, 9]).view(1, 2, 4).permute(0, 2, 1).view(1, 4, 1, 2)
@@ -98,7 +101,7 @@ def test_rpn_losses_by_hand() -> None:
 
 
 def test_box_head_losses_by_hand() -> None:
-    head = BoxHead(1, 1, 4, num_classes=2)
+    head = BoxHead(1, 1, BoxHeadConfig(num_classes=2, channels=4))
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 9, 9]])
     gt_boxes = boxes.clone()
     gt_boxes[0, 0::2] += 1  # dx = 0.1, divided by its standard deviation: 1
@@ -111,7 +114,7 @@ def test_box_head_losses_by_hand() -> None:
 
 
 def test_objects_come_before_proposals_and_positives_before_negatives() -> None:
-    head = BoxHead(1, 1, 4, num_classes=3, sampler=SamplerConfig(6, 0.5))
+    head = BoxHead(1, 1, BoxHeadConfig(num_classes=3, sampler=SamplerConfig(6, 0.5)))
     gt_boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
     found = torch.tensor([[60.0, 60, 70, 70], [20, 20, 40, 38], [80, 80, 90, 90], [1, 1, 2, 2]])
     proposals = Proposals(found[None], torch.zeros(1, 4), torch.tensor([3]))  # the last one is padding
@@ -153,8 +156,75 @@ def test_allowed_border_asks_for_anchors_inside_the_true_image() -> None:
 
 
 def test_an_image_without_objects_counts_one_positive_in_the_rpn_average() -> None:
-    head = RPNHead(4, 4, 1, sampler=SamplerConfig(num=10))
+    head = RPNHead(4, RpnConfig(anchor_ratios=[1.0], sampler=SamplerConfig(num=10)))
     anchors = [torch.tensor([[0.0, 0, 8, 8]]).repeat(30, 1)]
     objectness, deltas = [torch.zeros(1, 1, 5, 6)], [torch.zeros(1, 4, 5, 6)]
     losses = head.losses(objectness, deltas, anchors, [torch.ones(30, dtype=torch.bool)], [NO_OBJECTS])
     assert_close(losses["loss_rpn_cls"], torch.tensor(2.0).log() * 10 / 11)
+
+
+def test_dropout_is_active_in_training_only() -> None:
+    head = BoxHead(4, 1, BoxHeadConfig(channels=64, dropout=0.5))
+    x = torch.randn(3, 4, 1, 1, generator=seeded(0))
+    assert not torch.equal(head(x)[0], head(x)[0])
+    head.eval()
+    assert torch.equal(head(x)[0], head(x)[0])
+
+
+STDS = (0.1, 0.1, 0.2, 0.2)
+POSITIVES = torch.tensor([[10.0, 10, 50, 60], [100, 40, 180, 90], [0, 0, 20, 20]])
+OBJECTS = torch.tensor([[12.0, 8, 55, 62], [90, 30, 170, 95], [1, 2, 18, 25]])
+
+
+def test_smooth_l1_by_hand() -> None:
+    wanted = reference.encode_boxes(POSITIVES, OBJECTS, MEANS, STDS)
+    deltas = wanted + torch.tensor([[0.05, -0.5, 0, 0.2], [0, 0, 0, 0], [1, 0, 0, -0.11]])
+    beta = 1 / 9
+    total = box_loss(deltas, POSITIVES, OBJECTS, STDS, BoxLossConfig("smooth_l1", beta, weight=2.0))
+    square, linear = (0.05**2 + 0.11**2) / (2 * beta), (0.5 + 0.2 + 1) - 3 * beta / 2
+    assert_close(total, torch.tensor(2 * (square + linear)))
+    assert box_loss(deltas, POSITIVES, OBJECTS, STDS, BoxLossConfig()).item() == pytest.approx(0.05 + 0.5 + 0.2 + 1.11)
+
+
+@pytest.mark.parametrize("kind", OF_BOXES)
+def test_losses_of_decoded_boxes(kind: str) -> None:
+    """The weight applies, boxes are not clipped to any image, and following the gradient leads to the object."""
+    config = BoxLossConfig(kind, weight=10.0)
+    perfect = reference.encode_boxes(POSITIVES, OBJECTS, MEANS, STDS)
+    assert box_loss(perfect, POSITIVES, OBJECTS, STDS, config).item() == pytest.approx(0, abs=1e-4)
+    deltas = torch.zeros(3, 4, requires_grad=True)
+    value = box_loss(deltas, POSITIVES, OBJECTS, STDS, config)
+    assert_close(value, 10 * reference.iou_loss(POSITIVES, OBJECTS, kind).sum())
+    for _ in range(400):
+        (gradient,) = torch.autograd.grad(box_loss(deltas, POSITIVES, OBJECTS, STDS, config), deltas)
+        deltas = (deltas - 0.02 * gradient.clamp(-1, 1)).detach().requires_grad_()
+    assert box_loss(deltas, POSITIVES, OBJECTS, STDS, config) < 0.1 * value
+    outside = box_loss(deltas, POSITIVES - 1000, OBJECTS - 1000, STDS, config)
+    assert_close(outside, box_loss(deltas, POSITIVES, OBJECTS, STDS, config), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", OF_DELTAS + OF_BOXES)
+def test_no_positives_give_no_box_loss_but_a_gradient(kind: str) -> None:
+    deltas = torch.zeros(0, 4, requires_grad=True)
+    value = box_loss(deltas, torch.zeros(0, 4), torch.zeros(0, 4), STDS, BoxLossConfig(kind))
+    value.backward()
+    assert value == 0 and deltas.grad.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rpn.box_loss.kind=l2", "rpn.box_loss.kind must be one of .*'bounded_iou'.*, got 'l2'"),
+        ("box_head.box_loss.weight=-1", "box_head.box_loss must have beta above 0 .* got 1.0 and -1.0"),
+        ("box_head.box_loss.beta=0", "beta above 0"),
+        ("box_head.dropout=1.5", "box_head.dropout must be between 0 and 1, got 1.5"),
+        ("backbone.kind=vgg", 'backbone.kind must be "resnet" or "vgg16", got \'vgg\''),
+        ("backbone.kind=vgg16", "set model.fpn to null"),
+        ("fpn=null", "rpn.strides must have one entry per level, 1, got"),
+        ("pool.kind=roi_pool", "roi_pool reads one level"),
+        ("pool.kind=max", "pool.kind must be"),
+    ],
+)
+def test_settings_that_do_not_fit(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(setting)

@@ -3,10 +3,14 @@
 ResNet as in "Deep Residual Learning for Image Recognition" (He et al., 2015), with the two places where a bottleneck
 may stride: "caffe" in its first 1x1 convolution, as in the paper, "pytorch" in its 3x3 convolution. Both have the same
 parameter names and shapes, those of torchvision and mmdetection, so a checkpoint does not tell which one it is for.
+ResNeXt, "Aggregated Residual Transformations for Deep Neural Networks" (Xie et al., 2017), is a ResNet whose 3x3
+convolutions are grouped. DC5 is the ResNet of "R-FCN" (Dai et al., 2016) whose last stage is dilated, not strided.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fastrcnn.config import BackboneConfig
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -34,18 +38,28 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last to four times the width; ResNet-50 and -101."""
+    """1x1, 3x3 and 1x1 convolutions, the last to four times the width; ResNet-50 and -101, ResNeXt-101.
+
+    Args:
+        in_channels, width, stride, style: as of the stage that the block is in.
+        groups: of the 3x3 convolution.
+        group_width: channels of one group where width is 64; they grow with it.
+        dilation: of the 3x3 convolution.
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, style: str) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, style: str, groups: int, group_width: int, dilation: int
+    ) -> None:
         super().__init__()
         first, second = (stride, 1) if style == "caffe" else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        inner = groups * (width * group_width // WIDTHS[0])
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, first, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, second, dilation, dilation, groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.downsample = _shortcut(in_channels, width * self.expansion, stride)
 
@@ -58,17 +72,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet without its classifier.
+    """ResNet or ResNeXt without its classifier, from the settings of `model.backbone`.
 
-    Args:
-        depth: 18, 34, 50 or 101.
-        style: "pytorch" or "caffe" (module docstring); without effect for 18 and 34, which have no bottlenecks.
-        norm: batch norm in training: "eval" running statistics, affine trained | "frozen" affine not trained either |
-            "train" statistics of the batch, for training from scratch. In evaluation always running statistics.
-        frozen_stages: the stem (0) and the first k stages get no gradient, and their batch norm uses running statistics
-            whatever `norm` says; -1: nothing is frozen.
+    forward gives the outputs of the four stages; with dilated_c5 the last has stride 16. frozen_stages: the stem (0)
+    and the first k stages get no gradient, and their batch norm uses running statistics whatever `norm` says.
+
     Raises:
-        ValueError: any other value.
+        ValueError: a setting out of its range.
     """
 
     layer1: nn.Module
@@ -76,28 +86,27 @@ class ResNet(nn.Module):
     layer3: nn.Module
     layer4: nn.Module
 
-    def __init__(self, depth: int = 50, style: str = "pytorch", norm: str = "eval", frozen_stages: int = 1) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        if depth not in BLOCKS:
-            raise ValueError(f"backbone.depth must be one of {sorted(BLOCKS)}, got {depth}")
-        if style not in ("pytorch", "caffe"):
-            raise ValueError(f"backbone.style must be 'pytorch' or 'caffe', got {style!r}")
-        if norm not in NORMS:
-            raise ValueError(f"backbone.norm must be one of {NORMS}, got {norm!r}")
-        if not -1 <= frozen_stages <= 4:
-            raise ValueError(f"backbone.frozen_stages must be between -1 and 4, got {frozen_stages}")
-        self.depth, self.norm, self.frozen_stages = depth, norm, frozen_stages
+        _check(config)
+        self.norm, self.frozen_stages = config.norm, config.frozen_stages
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
+        bottlenecks = config.depth >= 50
+        expansion = Bottleneck.expansion if bottlenecks else BasicBlock.expansion
         channels = 64
-        for stage, (width, blocks) in enumerate(zip(WIDTHS, BLOCKS[depth], strict=True), start=1):
+        for stage, (width, blocks) in enumerate(zip(WIDTHS, BLOCKS[config.depth], strict=True), start=1):
+            dilated = config.dilated_c5 and stage == 4
             layers = nn.Sequential()
             for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
+                stride = 2 if stage > 1 and block == 0 and not dilated else 1
                 layers.append(
-                    BasicBlock(channels, width, stride) if depth < 50 else Bottleneck(channels, width, stride, style)
+                    Bottleneck(
+                        channels, width, stride, config.style, config.groups, config.base_width, 2 if dilated else 1
+                    )
+                    if bottlenecks
+                    else BasicBlock(channels, width, stride)
                 )
                 channels = width * expansion
             self.add_module(f"layer{stage}", layers)
@@ -108,13 +117,13 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        if norm == "frozen":
+        if config.norm == "frozen":
             for module in self._batch_norms():
                 module.requires_grad_(False)
         self.train()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images float [N, 3, H, W] -> [C2, C3, C4, C5], C_i of [N, out_channels[i], ceil(H / s), ceil(W / s)]."""
+        """images float [N, 3, H, W] -> [C2, C3, C4, C5], each [N, out_channels[i], ceil(H / s), ceil(W / s)]."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         outputs = []
@@ -143,6 +152,26 @@ class ResNet(nn.Module):
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _check(config: BackboneConfig) -> None:
+    """Raises ValueError, naming the setting, for a value out of range or settings that do not fit together."""
+    if config.depth not in BLOCKS:
+        raise ValueError(f"backbone.depth must be one of {sorted(BLOCKS)}, got {config.depth}")
+    if config.style not in ("pytorch", "caffe"):
+        raise ValueError(f"backbone.style must be 'pytorch' or 'caffe', got {config.style!r}")
+    if config.norm not in NORMS:
+        raise ValueError(f"backbone.norm must be one of {NORMS}, got {config.norm!r}")
+    if not -1 <= config.frozen_stages <= 4:
+        raise ValueError(f"backbone.frozen_stages must be between -1 and 4, got {config.frozen_stages}")
+    if config.groups < 1 or config.base_width < 1:
+        raise ValueError(
+            f"backbone.groups and base_width must be at least 1, got {config.groups} and {config.base_width}"
+        )
+    if config.depth < 50 and (config.groups, config.base_width, config.dilated_c5) != (1, WIDTHS[0], False):
+        raise ValueError(
+            f"backbone.groups, base_width and dilated_c5 need bottlenecks, depth 50 or 101, got depth {config.depth}"
+        )
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn import ops
-from fastrcnn.config import AssignerConfig, SamplerConfig
+from fastrcnn.config import BoxHeadConfig
+from fastrcnn.models.box_loss import box_loss, check_box_loss
 from fastrcnn.models.inputs import Target
 from fastrcnn.models.proposals import Proposals
 from fastrcnn.models.rpn import EPSILON
 from fastrcnn.models.sampler import sample
-
-MEANS = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -39,32 +38,23 @@ class BoxHead(nn.Module):
 
     Args:
         in_channels, pool_size: of the RoI features.
-        channels: of the two fully connected layers.
-        num_classes: C, foreground only.
-        delta_stds: deltas are divided by these (dx, dy, dw, dh).
-        assigner, sampler: which proposals enter the losses, and as what.
+        config: channels and classes; which proposals enter the losses, and as what.
+    Raises:
+        ValueError: no class; a dropout that is no probability; an unknown loss.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        pool_size: int,
-        channels: int,
-        num_classes: int,
-        delta_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
-        assigner: AssignerConfig | None = None,
-        sampler: SamplerConfig | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, pool_size: int, config: BoxHeadConfig) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"box_head.num_classes must be at least 1, got {num_classes}")
-        self.num_classes, self.delta_stds = num_classes, tuple(delta_stds)
-        self.assigner = assigner or AssignerConfig(0.5, 0.5, 0.5, match_low_quality=False)
-        self.sampler = sampler or SamplerConfig(num=512, positive_fraction=0.25)
-        self.fc1 = nn.Linear(in_channels * pool_size**2, channels)
-        self.fc2 = nn.Linear(channels, channels)
-        self.logits = nn.Linear(channels, num_classes + 1)
-        self.deltas = nn.Linear(channels, 4 * num_classes)
+        if config.num_classes < 1:
+            raise ValueError(f"box_head.num_classes must be at least 1, got {config.num_classes}")
+        check_box_loss(config.box_loss, "box_head")
+        self.num_classes, self.delta_stds = config.num_classes, tuple(config.delta_stds)
+        self.assigner, self.sampler, self.box_loss = config.assigner, config.sampler, config.box_loss
+        self.fc1 = nn.Linear(in_channels * pool_size**2, config.channels)
+        self.fc2 = nn.Linear(config.channels, config.channels)
+        self.dropout = nn.Dropout(config.dropout)
+        self.logits = nn.Linear(config.channels, config.num_classes + 1)
+        self.deltas = nn.Linear(config.channels, 4 * config.num_classes)
         nn.init.xavier_uniform_(self.fc1.weight)
         nn.init.xavier_uniform_(self.fc2.weight)
         nn.init.normal_(self.logits.weight, std=0.01)
@@ -74,8 +64,8 @@ class BoxHead(nn.Module):
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """[R, in_channels, s, s] -> logits [R, C + 1], deltas [R, 4C]; R may be 0."""
-        x = F.relu(self.fc1(roi_features.flatten(1)))
-        x = F.relu(self.fc2(x))
+        x = self.dropout(F.relu(self.fc1(roi_features.flatten(1))))
+        x = self.dropout(F.relu(self.fc2(x)))
         return self.logits(x), self.deltas(x)
 
     @torch.no_grad()
@@ -98,7 +88,7 @@ class BoxHead(nn.Module):
         return SampledRois(torch.cat(rois), torch.cat(labels), torch.cat(matched))
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRois) -> dict[str, Tensor]:
-        """Cross entropy over C + 1 classes, and L1 of the positives' deltas in the block of their class.
+        """Cross entropy over C + 1 classes, and the box loss of the positives' deltas in the block of their class.
 
         Both are divided by the number of all sampled RoIs, positives and negatives.
 
@@ -110,8 +100,9 @@ class BoxHead(nn.Module):
         labels, count = sampled.labels, len(sampled.labels)
         positive = (labels < self.num_classes).nonzero().squeeze(1)
         predicted = deltas.view(count, self.num_classes, 4)[positive, labels[positive]]
-        wanted = ops.encode_boxes(sampled.rois[positive, 1:], sampled.gt_boxes[positive], MEANS, self.delta_stds)
+        boxes, gt_boxes = sampled.rois[positive, 1:], sampled.gt_boxes[positive]
+        regression = box_loss(predicted, boxes, gt_boxes, self.delta_stds, self.box_loss)
         return {
             "loss_cls": F.cross_entropy(logits.float(), labels, reduction="sum") / (max(count, 1) + EPSILON),
-            "loss_bbox": F.l1_loss(predicted.float(), wanted, reduction="sum") / (max(count, 1) + EPSILON),
+            "loss_bbox": regression / (max(count, 1) + EPSILON),
         }

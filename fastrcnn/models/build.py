@@ -10,6 +10,7 @@ from fastrcnn.models.box_head import BoxHead
 from fastrcnn.models.faster_rcnn import FasterRCNN
 from fastrcnn.models.fpn import FPN
 from fastrcnn.models.rpn import RPNHead
+from fastrcnn.models.vgg import VGG16
 
 
 def build_model(config: ModelConfig) -> FasterRCNN:
@@ -24,19 +25,12 @@ def build_model(config: ModelConfig) -> FasterRCNN:
     """
     rpn, pool, head = config.rpn, config.pool, config.box_head
     _check(config)
-    backbone = ResNet(config.backbone.depth, config.backbone.style, config.backbone.norm, config.backbone.frozen_stages)
-    fpn = FPN(backbone.out_channels, config.fpn.channels, config.fpn.num_levels)
+    backbone = VGG16(config.backbone.frozen_stages) if config.backbone.kind == "vgg16" else ResNet(config.backbone)
+    fpn = FPN(backbone.out_channels, config.fpn.channels, config.fpn.num_levels) if config.fpn else None
+    channels = fpn.channels if fpn else backbone.out_channels[-1]
     anchors = AnchorGenerator(rpn.anchor_scales, rpn.anchor_ratios, rpn.strides, rpn.allowed_border)
-    rpn_head = RPNHead(fpn.channels, rpn.channels, anchors.num_anchors, rpn.assigner, rpn.sampler)
-    box_head = BoxHead(
-        fpn.channels,
-        pool.output_size,
-        head.channels,
-        head.num_classes,
-        head.delta_stds,
-        head.assigner,
-        head.sampler,
-    )
+    rpn_head = RPNHead(channels, rpn)
+    box_head = BoxHead(channels, pool.output_size, head)
     model = FasterRCNN(
         backbone,
         fpn,
@@ -58,7 +52,7 @@ def build_model(config: ModelConfig) -> FasterRCNN:
 
 def _initialize_by_fan_in(model: FasterRCNN) -> None:
     """FPN: uniform of variance 1 / inputs. Box head: uniform in +-1 / sqrt(inputs), PyTorch's own; the biases, too."""
-    for convolution in (*model.fpn.lateral, *model.fpn.output):
+    for convolution in (*model.fpn.lateral, *model.fpn.output) if model.fpn else ():
         nn.init.kaiming_uniform_(convolution.weight, a=1)
     head = model.box_head
     for layer in (head.fc1, head.fc2, head.logits, head.deltas):
@@ -70,14 +64,23 @@ def _check(config: ModelConfig) -> None:
     rpn, pool, head = config.rpn, config.pool, config.box_head
     if config.init not in ("mmdet", "fan_in"):
         raise ValueError(f'model.init must be "mmdet" or "fan_in", got {config.init!r}')
-    if len(rpn.strides) != config.fpn.num_levels:
-        raise ValueError(f"rpn.strides must have one entry per level, {config.fpn.num_levels}, got {rpn.strides}")
+    if config.backbone.kind not in ("resnet", "vgg16"):
+        raise ValueError(f'backbone.kind must be "resnet" or "vgg16", got {config.backbone.kind!r}')
+    if config.backbone.kind == "vgg16" and config.fpn:
+        raise ValueError("VGG-16 has one output, so it has no pyramid: set model.fpn to null")
+    num_levels = config.fpn.num_levels if config.fpn else 1
+    if len(rpn.strides) != num_levels:
+        raise ValueError(f"rpn.strides must have one entry per level, {num_levels}, got {rpn.strides}")
+    if pool.kind not in ("roi_align", "roi_pool"):
+        raise ValueError(f'pool.kind must be "roi_align" or "roi_pool", got {pool.kind!r}')
+    if pool.kind == "roi_pool" and len(pool.strides) != 1:
+        raise ValueError(f"pool.kind roi_pool reads one level, so pool.strides must have one entry, got {pool.strides}")
     if pool.strides != rpn.strides[: len(pool.strides)]:
         raise ValueError(f"pool.strides must be the first of rpn.strides, {rpn.strides}, got {pool.strides}")
     if len(head.delta_stds) != 4:
         raise ValueError(f"box_head.delta_stds must have 4 entries (dx, dy, dw, dh), got {head.delta_stds}")
     at_least_1 = {
-        "fpn.channels": config.fpn.channels,
+        "fpn.channels": config.fpn.channels if config.fpn else 1,
         "rpn.channels": rpn.channels,
         "rpn.anchor_scales' length": len(rpn.anchor_scales),
         "rpn.anchor_ratios' length": len(rpn.anchor_ratios),
@@ -96,6 +99,7 @@ def _check(config: ModelConfig) -> None:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     between_0_and_1 = {
+        "box_head.dropout": head.dropout,
         "rpn.sampler.positive_fraction": rpn.sampler.positive_fraction,
         "rpn.train_proposals.iou_threshold": rpn.train_proposals.iou_threshold,
         "rpn.test_proposals.iou_threshold": rpn.test_proposals.iou_threshold,

@@ -1,4 +1,4 @@
-"""Faster R-CNN with a feature pyramid, from a batch of images to detections or to losses.
+"""Faster R-CNN, from a batch of images to detections or to losses.
 
 | stage         | in                                       | out                                                  |
 |---------------|------------------------------------------|------------------------------------------------------|
@@ -8,6 +8,9 @@
 | RoIAlign      | the first len(strides) levels, RoIs      | [R, 256, 7, 7]                                       |
 | box head      | pooled                                   | logits [R, C + 1], deltas [R, 4C]                    |
 | detections    | + true sizes, scale factors              | Detections in pixels of the original image           |
+
+Without a pyramid there is one level, the backbone's last map: C5 of stride 16 with 2048 channels (DC5), or conv5_3 with
+512 (VGG-16, where RoIPool takes RoIAlign's place).
 """
 
 from collections.abc import Sequence
@@ -20,12 +23,14 @@ from fastrcnn import ops
 from fastrcnn.config import PoolConfig, ProposalsConfig
 from fastrcnn.models.anchors import AnchorGenerator
 from fastrcnn.models.backbone import ResNet
-from fastrcnn.models.box_head import MEANS, BoxHead
+from fastrcnn.models.box_head import BoxHead
+from fastrcnn.models.box_loss import MEANS
 from fastrcnn.models.detections import Detections
 from fastrcnn.models.fpn import FPN
 from fastrcnn.models.inputs import Target, check_factors, check_images, check_sizes, check_targets
 from fastrcnn.models.proposals import Proposals
 from fastrcnn.models.rpn import RPNHead
+from fastrcnn.models.vgg import VGG16
 
 
 class PaddedDetections(NamedTuple):
@@ -42,17 +47,17 @@ class FasterRCNN(nn.Module):
     """The detector, made of its parts; build_model makes it from a config.
 
     Args:
-        backbone, fpn, anchors, rpn_head, box_head: the parts.
+        backbone, fpn, anchors, rpn_head, box_head: the parts; fpn None: the backbone's last map is the only level.
         train_proposals, test_proposals: how the RPN's outputs become proposals, in training and otherwise.
-        pool: RoIAlign.
+        pool: RoIAlign or RoIPool.
         score_threshold, iou_threshold, max_detections: a detection's score is above the first, overlaps no better one
             of its class by more than the second, and is among the best so many of its image.
     """
 
     def __init__(
         self,
-        backbone: ResNet,
-        fpn: FPN,
+        backbone: ResNet | VGG16,
+        fpn: FPN | None,
         anchors: AnchorGenerator,
         rpn_head: RPNHead,
         box_head: BoxHead,
@@ -158,11 +163,12 @@ class FasterRCNN(nn.Module):
         return rpn_losses | self.box_head.losses(logits, box_deltas, sampled)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images float [N, 3, H, W] -> the levels of the pyramid, finest first, [N, 256, H/s, W/s].
+        """Images float [N, 3, H, W] -> the levels, finest first, [N, 256, H/s, W/s]; one level without a pyramid.
 
         The images may be in either memory format; the levels are channels-last.
         """
-        return self.fpn(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return maps[-1:] if self.fpn is None else self.fpn(maps)
 
     def propose(self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | Tensor) -> Proposals:
         """The boxes that may hold an object, with the settings for training or for test by self.training.
@@ -179,7 +185,7 @@ class FasterRCNN(nn.Module):
         return self._select(objectness, deltas, anchors, _tensor(image_sizes, features[0]), settings)
 
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """RoIAlign, each RoI from the level that suits its size.
+        """RoIAlign, each RoI from the level that suits its size; or RoIPool from the one level.
 
         Args:
             features: of self.features.
@@ -188,6 +194,8 @@ class FasterRCNN(nn.Module):
             [R, 256, 7, 7] of the features' type, in channels-last memory; zeros for padding.
         """
         pool = self.pool_settings
+        if pool.kind == "roi_pool":
+            return ops.roi_pool(features[0], rois, pool.output_size, 1 / pool.strides[0])
         levels = list(features[: len(pool.strides)])
         return ops.multilevel_roi_align(
             levels, rois, pool.strides, pool.output_size, pool.sampling_ratio, pool.finest_scale

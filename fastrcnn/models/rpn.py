@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn import ops
-from fastrcnn.config import AssignerConfig, SamplerConfig
+from fastrcnn.config import RpnConfig
+from fastrcnn.models.box_loss import box_loss, check_box_loss
 from fastrcnn.models.inputs import Target
 from fastrcnn.models.sampler import sample
 
-MEANS, STDS = (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
+STDS = (1.0, 1.0, 1.0, 1.0)  # of the box coding
 EPSILON = torch.finfo(torch.float32).eps  # added to every averaging factor, as mmdetection 2.28 does
 
 
@@ -23,24 +24,19 @@ class RPNHead(nn.Module):
 
     Args:
         in_channels: of the feature levels.
-        channels: of the 3x3 convolution.
-        num_anchors: A, per cell.
-        assigner, sampler: which anchors enter the losses, and as what.
+        config: channels; anchors per cell; which anchors enter the losses, and as what.
+    Raises:
+        ValueError: an unknown loss.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        num_anchors: int,
-        assigner: AssignerConfig | None = None,
-        sampler: SamplerConfig | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, config: RpnConfig) -> None:
         super().__init__()
-        self.assigner, self.sampler = assigner or AssignerConfig(), sampler or SamplerConfig()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, num_anchors, 1)
-        self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
+        check_box_loss(config.box_loss, "rpn")
+        self.assigner, self.sampler, self.box_loss = config.assigner, config.sampler, config.box_loss
+        num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
+        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=1)
+        self.objectness = nn.Conv2d(config.channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(config.channels, 4 * num_anchors, 1)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
@@ -57,7 +53,7 @@ class RPNHead(nn.Module):
         valid: Sequence[Tensor],
         targets: Sequence[Target],
     ) -> dict[str, Tensor]:
-        """Binary cross entropy of objectness and L1 of the positives' deltas.
+        """Binary cross entropy of objectness and the positives' box loss.
 
         Both are sums over the batch divided by the number of sampled anchors, where an image counts at least one
         positive and one negative. An image without objects has negatives only.
@@ -78,11 +74,11 @@ class RPNHead(nn.Module):
             positive, negative = sample(gt_index, self.sampler.num, self.sampler.positive_fraction)
             sampled = torch.cat([positive, negative])
             labels = (gt_index[sampled] > 0).float()
-            wanted = ops.encode_boxes(boxes[positive], target["boxes"][gt_index[positive] - 1], MEANS, STDS)
+            gt_boxes = target["boxes"][gt_index[positive] - 1]
             classification.append(
                 F.binary_cross_entropy_with_logits(logits[i, sampled].float(), labels, reduction="sum")
             )
-            regression.append(F.l1_loss(predicted[i, positive].float(), wanted, reduction="sum"))
+            regression.append(box_loss(predicted[i, positive], boxes[positive], gt_boxes, STDS, self.box_loss))
             count += max(len(positive), 1) + max(len(negative), 1)
         return {
             "loss_rpn_cls": torch.stack(classification).sum() / (count + EPSILON),

@@ -1,0 +1,42 @@
+"""Backbone of the paper: images float [N, 3, H, W] -> one map [N, 512, H/16, W/16].
+
+VGG-16 as in "Very Deep Convolutional Networks for Large-Scale Image Recognition" (Simonyan and Zisserman, 2015), up to
+the ReLU after conv5_3: thirteen 3x3 convolutions with bias, max-pooling 2x2 between the five blocks. Parameters are
+numbered as in torchvision's VGG-16 (features.0, features.2, features.5, ...).
+"""
+
+from torch import Tensor, nn
+
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # output channels
+
+
+class VGG16(nn.Module):
+    """VGG-16 without its last pooling and its classifier.
+
+    Args:
+        frozen_stages: the first k blocks get no gradient; -1 or 0: everything is trained.
+    Raises:
+        ValueError: any other value.
+    """
+
+    def __init__(self, frozen_stages: int = 2) -> None:
+        super().__init__()
+        if not -1 <= frozen_stages <= len(BLOCKS):
+            raise ValueError(f"backbone.frozen_stages must be between -1 and {len(BLOCKS)}, got {frozen_stages}")
+        self.features = nn.Sequential()
+        channels = 3
+        for block, widths in enumerate(BLOCKS):
+            if block > 0:
+                self.features.append(nn.MaxPool2d(2))
+            for width in widths:
+                convolution = nn.Conv2d(channels, width, 3, padding=1)
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+                convolution.requires_grad_(block >= frozen_stages)
+                self.features.extend([convolution, nn.ReLU(inplace=True)])
+                channels = width
+        self.out_channels = [channels]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images float [N, 3, H, W] -> [the output of conv5_3, [N, 512, H // 16, W // 16]]."""
+        return [self.features(images)]
