@@ -66,6 +66,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from fastrcnn.data.read import read_dataset, summary
     from fastrcnn.detector import load
     from fastrcnn.evaluation.evaluate import evaluate, metrics_table
+    from fastrcnn.evaluation.proposals import proposal_recall, propose_dataset
 
     config = load_config(arguments.config, arguments.overrides)
     detector = load(config, arguments.checkpoint)
@@ -76,9 +77,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if len(dataset.classes) != count:
         raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
     print(summary(dataset))
-    metrics = evaluate(detector.model, dataset, config, detector.device)
-    print(metrics_table(metrics))
-    path = Path(config.output_dir) / "eval_results.json"
+    if arguments.proposals:
+        metrics: dict = proposal_recall(dataset, propose_dataset(detector.model, dataset, config, detector.device))
+        print("\n".join(f"{name:>8} {recall:.3f}" for name, recall in metrics.items() if recall >= 0))
+    else:
+        metrics = evaluate(detector.model, dataset, config, detector.device)
+        print(metrics_table(metrics))
+    path = Path(config.output_dir) / ("proposal_recall.json" if arguments.proposals else "eval_results.json")
     content = {"checkpoint": arguments.checkpoint, "dataset": dataset.name, "metrics": metrics}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -147,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         "fastrcnn eval my_cells.yaml --checkpoint runs/my_cells/best.pth data.test.scale=[640,480]",
     )
     command.add_argument("--checkpoint", metavar="F", help=_CHECKPOINT_HELP)
+    command.add_argument(
+        "--proposals",
+        action="store_true",
+        help="measure the RPN alone: average recall of its best 100, 300 and 1000 boxes per image",
+    )
     command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
 
     _command(

@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt, VGG-16 and FPN: shapes, what is frozen in which mode, equality with torchvision's, initial weights."""
+"""ResNet, ResNeXt, VGG-16, FPN: shapes, what is frozen in which mode, equality with torchvision's, initial weights."""
 
 from typing import Any
 

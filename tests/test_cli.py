@@ -206,6 +206,14 @@ def test_train_eval_and_detect_follow_each_other(
     assert results["metrics"]["AP"] == pytest.approx(history[-1]["AP"])
     assert set(results["metrics"]["per_class"]) == {"wide", "tall"}
 
+    every = [f"model.rpn.test_proposals.{setting}" for setting in ("pre_nms=9999", "post_nms=900", "iou_threshold=0.95")]
+    assert main(["eval", config, "--proposals", "--checkpoint", best, f"output_dir={out}", *every]) == 0
+    printed = capsys.readouterr().out
+    recall = json.loads((out / "proposal_recall.json").read_text())["metrics"]
+    assert f"AR@100 {recall['AR@100']:.3f}" in printed and "AP50" not in printed
+    assert 0 <= recall["AR@100"] <= recall["AR@300"] <= recall["AR@1000"] <= 1
+    assert recall["AR@1000"] > 0.1  # so many boxes of about the objects' size must hit some
+
     assert "--resume" in error_of(capsys, "train", config, f"output_dir={out}")  # the folder holds a run
     assert main(["detect", config, str(pictures / "1.png"), "--checkpoint", best, "--out", str(tmp_path / "d")]) == 0
 

@@ -49,10 +49,8 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> dict
 
 def evaluate_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
     """coco_metrics, and the AP of each class."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluator = COCOeval(
-            _index(dataset, _ground_truth(dataset)), _index(dataset, _detected(dataset, detections)), "bbox"
-        )
+    with quiet():
+        evaluator = coco_evaluator(dataset, detections)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -62,6 +60,16 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Coc
         values = precision[:, :, evaluator.params.catIds.index(category_id)]  # catIds are sorted, classes need not be
         per_class[name] = float(values.mean()) if values.min() > -1 else -1.0
     return CocoResult({name: float(value) for name, value in zip(METRICS, evaluator.stats, strict=True)}, per_class)
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """pycocotools prints its progress."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def coco_evaluator(dataset: Dataset, detections: Mapping[int, Detections]) -> COCOeval:
+    """pycocotools' judge over the dataset's objects and the detections; its `params` may be changed before it runs."""
+    return COCOeval(_index(dataset, _ground_truth(dataset)), _index(dataset, _detected(dataset, detections)), "bbox")
 
 
 def coco_results(dataset: Dataset, detections: Mapping[int, Detections]) -> list[dict]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastrcnn import ops
 from fastrcnn.config import PAD_MULTIPLE
+from fastrcnn.models.precision import keeping_float32
 
 
 class AnchorGenerator(nn.Module):
@@ -31,9 +32,9 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         self.strides, self.allowed_border = list(strides), allowed_border
         self.num_anchors = len(scales) * len(ratios)
-        self._exact = torch.stack([ops.base_anchors(stride, scales, ratios) for stride in strides])
+        base_anchors = torch.stack([ops.base_anchors(stride, scales, ratios) for stride in strides])
         # Not persistent: published checkpoints do not hold anchors, they follow from the config.
-        self.register_buffer("base_anchors", self._exact.clone(), persistent=False)
+        self.register_buffer("base_anchors", base_anchors, persistent=False)
 
     def forward(self, feature_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Sizes (h, w) of the levels in cells -> float32 [h*w*A, 4] per level, xyxy in pixels of the network input."""
@@ -68,10 +69,8 @@ class AnchorGenerator(nn.Module):
         return inside & (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AnchorGenerator":
-        """Moves with the model to another device but stays float32: in half precision 22.63 would become 22.62."""
-        super()._apply(fn, recurse)
-        self.base_anchors = self._exact.to(self.base_anchors.device)
-        return self
+        """In half precision an anchor's 22.63 would become 22.62."""
+        return super()._apply(keeping_float32(fn), recurse)
 
 
 def _padded(side: int) -> int:

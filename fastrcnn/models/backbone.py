@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn.config import BackboneConfig
+from fastrcnn.models.precision import BatchNorm2d
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -25,9 +26,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = BatchNorm2d(width)
         self.downsample = _shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,11 +57,11 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if style == "caffe" else (1, stride)
         inner = groups * (width * group_width // WIDTHS[0])
         self.conv1 = nn.Conv2d(in_channels, inner, 1, first, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
+        self.bn1 = BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, second, dilation, dilation, groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.bn2 = BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.bn3 = BatchNorm2d(width * self.expansion)
         self.downsample = _shortcut(in_channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class ResNet(nn.Module):
         self.norm, self.frozen_stages = config.norm, config.frozen_stages
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = BatchNorm2d(64)
         bottlenecks = config.depth >= 50
         expansion = Bottleneck.expansion if bottlenecks else BasicBlock.expansion
         channels = 64
@@ -178,4 +179,4 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     """The projection of the residual connection where the shape changes, else None."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
