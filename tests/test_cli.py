@@ -206,7 +206,8 @@ def test_train_eval_and_detect_follow_each_other(
     assert results["metrics"]["AP"] == pytest.approx(history[-1]["AP"])
     assert set(results["metrics"]["per_class"]) == {"wide", "tall"}
 
-    every = [f"model.rpn.test_proposals.{setting}" for setting in ("pre_nms=9999", "post_nms=900", "iou_threshold=0.95")]
+    settings = ("pre_nms=9999", "post_nms=900", "iou_threshold=0.95")
+    every = [f"model.rpn.test_proposals.{setting}" for setting in settings]
     assert main(["eval", config, "--proposals", "--checkpoint", best, f"output_dir={out}", *every]) == 0
     printed = capsys.readouterr().out
     recall = json.loads((out / "proposal_recall.json").read_text())["metrics"]
