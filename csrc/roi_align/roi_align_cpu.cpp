@@ -186,7 +186,7 @@ Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois, 
     forward_channels_last<Feature, T>(p, pointers, out.template mutable_data_ptr<Feature>());
   } else {
     Tensor scratch = new_tensor(features[0], {num_cells, std::min(kSlice, p.channels)}, features[0].scalar_type());
-    prefer_huge_pages(scratch);
+    map_huge_pages(scratch);
     forward_nchw<Feature, T>(p, pointers, scratch.template mutable_data_ptr<Feature>(),
                              out.template mutable_data_ptr<Feature>());
   }

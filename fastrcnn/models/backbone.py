@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if style == "caffe" else (1, stride)
-        inner = groups * (width * group_width // WIDTHS[0])
+        inner = groups * (width * group_width // 64)
         self.conv1 = nn.Conv2d(in_channels, inner, 1, first, bias=False)
         self.bn1 = BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, second, dilation, dilation, groups, bias=False)
@@ -169,7 +169,7 @@ def _check(config: BackboneConfig) -> None:
         raise ValueError(
             f"backbone.groups and base_width must be at least 1, got {config.groups} and {config.base_width}"
         )
-    if config.depth < 50 and (config.groups, config.base_width, config.dilated_c5) != (1, WIDTHS[0], False):
+    if config.depth < 50 and (config.groups, config.base_width, config.dilated_c5) != (1, 64, False):
         raise ValueError(
             f"backbone.groups, base_width and dilated_c5 need bottlenecks, depth 50 or 101, got depth {config.depth}"
         )
