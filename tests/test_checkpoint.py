@@ -176,5 +176,5 @@ def test_backbone_of_a_classifier() -> None:
         assert torch.equal(value, classifier.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight has shape"):
         load_backbone(model, torchvision.models.resnet50().state_dict())
-    with pytest.raises(ValueError, match=r"not of this backbone: it has no layer1\.2\.conv1\.weight"):
+    with pytest.raises(ValueError, match=r"not of this backbone: it has no backbone\.layer1\.2\.conv1\.weight"):
         load_backbone(small(depth=34), classifier.state_dict())
