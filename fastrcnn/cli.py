@@ -10,7 +10,7 @@ from typing import NoReturn
 _CONFIG_HELP = "name of a config (`fastrcnn info` lists them) or path of a YAML file"
 _OVERRIDES_HELP = "settings that replace the config's, e.g. optimizer.lr=0.005"
 _CHECKPOINT_HELP = (
-    "weights: a .pth of fastrcnn or mmdetection, a .safetensors, a URL, or the name of a config, for its published file "
+    "weights: a .pth of fastrcnn or mmdetection, a .safetensors, a URL, or a config's name, for its published file "
     "(default: the published file of CONFIG; downloads are kept)"
 )
 

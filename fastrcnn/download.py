@@ -68,11 +68,16 @@ def _own_part(path: Path) -> Iterator[BinaryIO]:
         with open(name, "a+b") as part:
             with suppress(OSError):  # some network file systems have no locks: then nobody else is kept out
                 fcntl.flock(part, fcntl.LOCK_EX)
-            # Whoever had it before may have renamed or deleted it: then this is a file without that name.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(part.fileno()), os.stat(name)):
-                    yield part
-                    return
+            if _has_name(part, name):  # else whoever had it before has renamed or deleted it
+                yield part
+                return
+
+
+def _has_name(file: BinaryIO, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+    except FileNotFoundError:
+        return False
 
 
 def _complete(part: BinaryIO, url: str, sha256: str | None, path: Path) -> None:
