@@ -1,9 +1,10 @@
 """Downloads from a server in this process: whole, resumed, cut, changed, wrong, missing, and wanted twice."""
 
 import hashlib
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,16 +138,15 @@ def test_without_a_hash_nothing_is_resumed(server: Server) -> None:
 
 def test_two_processes_share_one_download(server: Server, tmp_path: Path) -> None:
     server.wait.clear()
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=download, args=(server.url(),)) for _ in range(2)]
+    program = f"from fastrcnn.download import download; print(); print(download({server.url()!r}))"
+    environment = {**os.environ, "TORCH_HOME": str(tmp_path)}
+    command = [sys.executable, "-uc", program]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
-        process.start()
-    while not server.asked:
-        pass
+        assert process.stdout is not None and process.stdout.readline() == "\n"  # both are about to download
     server.wait.set()
     for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+        assert process.communicate(timeout=60)[0].strip() == str(cached_path(server.url()))
     assert server.asked == [None]
     assert cached_path(server.url()).read_bytes() == CONTENT
     assert list(cached_path(server.url()).parent.iterdir()) == [cached_path(server.url())]

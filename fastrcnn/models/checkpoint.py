@@ -120,7 +120,11 @@ def load_backbone(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
 
 
 def entries_of(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, wherever in it they are, without "module.". Raises ValueError for none."""
+    """The tensors of a checkpoint by name, wherever in it they are, without "module.".
+
+    Raises:
+        ValueError: there are none, or one that is sparse, quantised, or larger than the memory behind it.
+    """
     state = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
     entries = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not entries:
@@ -128,6 +132,12 @@ def entries_of(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
             f'{where} is not a checkpoint: expected {{"model": ...}}, {{"state_dict": ...}} or tensors by name, got a '
             f"dict with {shorten([str(key) for key in content]) or 'nothing in it'}"
         )
+    for name, value in entries.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"{where}: {name} must be a plain tensor with all its numbers, got {value.layout}, {value.dtype}, "
+                f"{list(value.shape)} on {value.device}"
+            )
     return entries
 
 
@@ -138,8 +148,8 @@ def classes_of(content: Mapping[str, Any]) -> list[str] | None:
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, Mapping) else {}
     for names in (content.get("classes"), meta.get("CLASSES"), dataset.get("classes"), dataset.get("CLASSES")):
-        if isinstance(names, list | tuple) and names:
-            return [str(name) for name in names]
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return list(names)
     return None
 
 
@@ -151,6 +161,12 @@ def renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 def shorten(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _is_plain(value: Tensor) -> bool:
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 Entries = dict[str, tuple[str, Tensor]]  # by our name: the name in the file, and the tensor
@@ -203,8 +219,6 @@ def _check(name: str, value: Tensor, own: Tensor, where: str) -> None:
         raise ValueError(
             f"{where} is of another model: {name} has shape {list(value.shape)}, expected {list(own.shape)}"
         )
-    if value.layout != torch.strided or value.is_meta or value.is_quantized:
-        raise ValueError(f"{where}: {name} must be a plain tensor, got {value.layout} on {value.device}, {value.dtype}")
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():
         raise ValueError(f"{where}: {name} has type {value.dtype}, expected one that converts to {own.dtype}")
     if not torch.isfinite(value).all():

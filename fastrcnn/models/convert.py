@@ -35,7 +35,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 def convert(source: str | Path, target: str | Path, config: Config | None = None) -> str:
     """Writes a checkpoint in the other layout: mmdetection's names become ours, ours become mmdetection's.
 
-    Only weights, class names and the plain values of "meta" are kept; the state of the training stays behind.
+    Only weights, class names, and the texts and numbers of "meta" are kept; the state of the training stays behind.
 
     Args:
         source: what load_checkpoint takes: a .pth or .safetensors file, a URL, the name of a config.
@@ -69,8 +69,9 @@ def convert(source: str | Path, target: str | Path, config: Config | None = None
     to_ours = prefixes is MMDET_PREFIXES
     num_classes = len(state[LOGITS if to_ours else renamed(LOGITS, OUR_PREFIXES)]) - 1
     classes = class_names(num_classes, classes_of(content), config.data.classes if config else None)
-    meta = _plain(content.get("meta"))
-    _write(target, to_ours, _in_order(state), classes, meta if isinstance(meta, dict) else {})
+    meta = content.get("meta")
+    texts = {str(k): v for k, v in meta.items() if isinstance(v, str | int | float)} if isinstance(meta, dict) else {}
+    _write(target, to_ours, _in_order(state), classes, texts)
     layout = "fastrcnn" if to_ours else "mmdetection"
     return f"Wrote {target}: {len(state)} entries and {len(classes)} class names, in the layout of {layout}"
 
@@ -125,13 +126,3 @@ def _write(target: Path, ours: bool, state: "OrderedDict[str, Tensor]", classes:
             torch.save(content, temporary, _use_new_zipfile_serialization=ours)
         except RuntimeError as error:  # torch's word for a failed write
             raise OSError(f"{target} could not be written: is the disk full?") from error
-
-
-def _plain(value: Any) -> Any:
-    """The value without what is neither text, number, list nor dict; those become None, or are left out of a dict."""
-    if isinstance(value, dict):
-        kept = {str(key): _plain(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return type(value)([_plain(item) for item in value])
-    return value if isinstance(value, str | int | float | bool) else None
