@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_recipe import GOLDEN, layout
 from safetensors.torch import load_file, save_file
 from test_checkpoint import assert_holds, copy_of, small
 from torch import Tensor
@@ -19,7 +20,7 @@ from fastrcnn.models import build_model, load_checkpoint, read_checkpoint
 from fastrcnn.models.convert import convert
 
 R50 = "faster_rcnn_r50_fpn_1x_coco"
-LAYOUT = Path(__file__).parent / "golden" / f"layout_{R50}.json"
+FAMILIES = json.loads((GOLDEN / "layouts.json").read_text())
 SMALL = ["model.backbone.depth=18", "model.fpn.channels=16", "model.rpn.channels=16", "model.box_head.channels=32"]
 SMALL += ["model.box_head.num_classes=3"]
 CLASSES = ("cat", "dog", "hen")
@@ -46,6 +47,11 @@ def write_published(content: dict, path: Path) -> Path:
     return path
 
 
+def names_of_the_model(config: str) -> set[str]:
+    with torch.device("meta"):
+        return set(build_model(load_config(config).model).state_dict())
+
+
 def assert_same_bits(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert list(got) == list(expected)
     for name, value in expected.items():
@@ -59,11 +65,11 @@ def assert_same_bits(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 @pytest.mark.parametrize("between", ["ours.pth", "ours.safetensors"])
 @pytest.mark.parametrize("back", ["back.pth", "back.safetensors"])
 def test_there_and_back_is_bit_identical(between: str, back: str, tmp_path: Path) -> None:
-    content = published([name for name, _ in json.loads(LAYOUT.read_text())])
+    content = published([name for name, _ in layout(R50)])
     source = write_published(content, tmp_path / "published.pth")
     convert(source, tmp_path / between)
     ours = read_checkpoint(tmp_path / between)
-    assert set(ours["model"]) == set(build_model(load_config(R50).model).state_dict())
+    assert set(ours["model"]) == names_of_the_model(R50)
     assert ours["classes"] == list(CLASSES)
     convert(tmp_path / between, tmp_path / back)
     again = read_checkpoint(tmp_path / back)
@@ -72,13 +78,13 @@ def test_there_and_back_is_bit_identical(between: str, back: str, tmp_path: Path
     assert tuple(again["meta"].get("CLASSES", again.get("classes"))) == CLASSES
 
 
-def test_every_layout_of_the_zoo_and_vgg(shared: Path, tmp_path: Path) -> None:
-    for family in json.loads((shared / "reference" / "state_dict_layouts.json").read_text())["families"]:
-        content = published([name for name, _ in family["layout"]])
-        convert(write_published(content, tmp_path / "published.pth"), tmp_path / "ours.pth")
-        assert not any("roi_head" in name or "neck" in name for name in read_checkpoint(tmp_path / "ours.pth")["model"])
-        convert(tmp_path / "ours.pth", tmp_path / "back.pth")
-        assert_same_bits(read_checkpoint(tmp_path / "back.pth")["state_dict"], content["state_dict"])
+@pytest.mark.parametrize("config", [family["configs"][0] for family in FAMILIES])
+def test_every_layout_of_the_zoo_and_vgg(config: str, tmp_path: Path) -> None:
+    content = published([name for name, _ in layout(config)])
+    convert(write_published(content, tmp_path / "published.pth"), tmp_path / "ours.pth")
+    assert set(read_checkpoint(tmp_path / "ours.pth")["model"]) == names_of_the_model(config)
+    convert(tmp_path / "ours.pth", tmp_path / "back.pth")
+    assert_same_bits(read_checkpoint(tmp_path / "back.pth")["state_dict"], content["state_dict"])
 
 
 @pytest.mark.parametrize("target", ["theirs.pth", "theirs.safetensors"])
@@ -92,9 +98,7 @@ def test_a_trained_model_gets_the_published_names_and_order(target: str, tmp_pat
     assert line.endswith("348 entries and 80 class names, in the layout of mmdetection")
     content = read_checkpoint(tmp_path / target)
     state = content.get("state_dict", content.get("model"))
-    assert [(name, list(value.shape)) for name, value in state.items()] == [
-        tuple(entry) for entry in json.loads(LAYOUT.read_text())
-    ]
+    assert [(name, list(value.shape)) for name, value in state.items()] == [tuple(entry) for entry in layout(R50)]
     assert all(value.is_contiguous() for value in state.values())  # the model is channels-last
     other = build_model(load_config(R50).model)
     load_checkpoint(other, tmp_path / target)
