@@ -190,8 +190,9 @@ class Vgg(nn.Module):
         self.box_head.fc1, self.box_head.fc2 = nn.Linear(8, channels), nn.Linear(channels, channels)
 
 
-def test_backbone_and_fully_connected_layers_of_vgg() -> None:
-    theirs = {"fc1": "classifier.0", "fc2": "classifier.3"}
+@pytest.mark.parametrize("first", [0, 1])  # torchvision's file, and the one converted from Caffe
+def test_backbone_and_fully_connected_layers_of_vgg(first: int) -> None:
+    theirs = {"fc1": f"classifier.{first}", "fc2": f"classifier.{first + 3}"}
     source, model = Vgg(), Vgg()
     state = {name.removeprefix("backbone."): value.clone() for name, value in source.state_dict().items()}
     for ours, name in theirs.items():

@@ -26,8 +26,13 @@ MMDET_PREFIXES = {
     "roi_head.bbox_head.shared_fcs.0.": "box_head.fc1.",
     "roi_head.bbox_head.shared_fcs.1.": "box_head.fc2.",
 }
-# Of an ImageNet classifier: VGG's first two fully connected layers start the box head's, as in the paper.
-CLASSIFIER_PREFIXES = {"classifier.0.": "box_head.fc1.", "classifier.3.": "box_head.fc2.", "": "backbone."}
+# Of an ImageNet classifier: VGG's first two fully connected layers start the box head's, as in the paper. Torchvision
+# counts the layers from 0, the file that was converted from Caffe (vgg16-00b39a1b.pth) from 1.
+CLASSIFIER_PREFIXES = {
+    **{"classifier.0.": "box_head.fc1.", "classifier.3.": "box_head.fc2."},
+    **{"classifier.1.": "box_head.fc1.", "classifier.4.": "box_head.fc2."},
+    "": "backbone.",
+}
 LOGITS = "box_head.logits.weight"  # its rows are the classes and the background
 CLASS_LAYERS = ("box_head.logits.", "box_head.deltas.")
 SHOWN = 5  # names that an error or a report spells out
@@ -99,7 +104,7 @@ def load_backbone(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
     Args:
         checkpoint: as for load_checkpoint; its names are those of torchvision's classifiers, "conv1.weight",
             "layer1.0.conv1.weight", ..., or "features.0.weight", ...; the layer of ImageNet's classes ("fc.*",
-            "classifier.6.*") is reported as unexpected. VGG's "classifier.0.*" and "classifier.3.*" start the two
+            "classifier.6.*") is reported as unexpected. VGG's first two "classifier.<i>.*" start the two
             fully connected layers of the box head, where the shapes are equal.
     Raises:
         FileNotFoundError: no such file. ConnectionError: the download failed.
