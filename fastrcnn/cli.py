@@ -9,7 +9,10 @@ from typing import NoReturn
 
 _CONFIG_HELP = "name of a config (`fastrcnn info` lists them) or path of a YAML file"
 _OVERRIDES_HELP = "settings that replace the config's, e.g. optimizer.lr=0.005"
-_CHECKPOINT_HELP = "weights: a .pth of fastrcnn or mmdetection (default: the config's published file, downloaded once)"
+_CHECKPOINT_HELP = (
+    "weights: a .pth of fastrcnn or mmdetection, a .safetensors, a URL, or a config's name, for its published file "
+    "(default: the published file of CONFIG; downloads are kept)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +101,22 @@ def benchmark(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def convert(arguments: argparse.Namespace) -> int:
+    from fastrcnn.config import load_config
+    from fastrcnn.models.convert import convert
+
+    config = load_config(arguments.fits) if arguments.fits else None
+    print(convert(arguments.source, arguments.target, config))
+    return 0
+
+
+def zoo(arguments: argparse.Namespace) -> int:
+    from fastrcnn.zoo import table
+
+    print(table())
+    return 0
+
+
 def info(arguments: argparse.Namespace) -> int:
     from fastrcnn.info import report
 
@@ -165,6 +184,33 @@ def _parser() -> argparse.ArgumentParser:
         benchmark,
         "fps and memory of detection on this machine, next to torchvision's Faster R-CNN where that is installed",
         "fastrcnn benchmark faster_rcnn_r50_fpn_1x_coco",
+    )
+    command = _command(
+        commands,
+        "convert",
+        convert,
+        "writes a checkpoint in the other layout: mmdetection's becomes fastrcnn's, fastrcnn's becomes mmdetection's",
+        "fastrcnn convert runs/my_cells/best.pth my_cells_mmdet.pth my_cells.yaml",
+        config=False,
+    )
+    command.add_argument(
+        "source", metavar="IN", help="a .pth of fastrcnn or mmdetection, a .safetensors, a URL, or the name of a config"
+    )
+    command.add_argument("target", metavar="OUT", help="the file to write: *.pth or *.safetensors")
+    command.add_argument(
+        "fits",
+        metavar="CONFIG",
+        nargs="?",
+        help="name or path of a config that IN must fit; it names the classes if IN does not",
+    )
+
+    _command(
+        commands,
+        "zoo",
+        zoo,
+        "the table of published models: config, box AP, memory, fps, and whether its checkpoint is here",
+        "fastrcnn zoo",
+        config=False,
     )
     _command(
         commands,

@@ -23,9 +23,9 @@ from fastrcnn.class_names import class_names
 from fastrcnn.config import Config, load_config
 from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize
 from fastrcnn.device import choose_device
-from fastrcnn.download import download
 from fastrcnn.models.build import build_model
 from fastrcnn.models.checkpoint import load_checkpoint
+from fastrcnn.models.checkpoint_files import published_checkpoint
 from fastrcnn.models.detections import Detections
 from fastrcnn.models.faster_rcnn import FasterRCNN
 
@@ -127,9 +127,10 @@ def load(
 
     Args:
         config: a name, a path, or a Config.
-        checkpoint: a file (fastrcnn's, or mmdetection's v2 or v3 .pth) or such a dict; None: the file that the config's
-            `published` block names, downloaded once into torch.hub's cache and checked against its hash; False: random
-            initial weights, nothing is downloaded.
+        checkpoint: a file (fastrcnn's, mmdetection's v2 or v3 .pth, .safetensors), a URL, the name of a config (its
+            published file), or such a dict; None: the file that this config's `published` block names. Downloads go
+            into torch.hub's cache, once, and are checked against their hash. False: random initial weights, nothing is
+            downloaded.
         device: "cpu", "cuda", "cuda:1", ...; None: cuda if there is one.
         dtype: of weights and features: torch.float32 (None), float16 or bfloat16.
     Returns:
@@ -152,7 +153,7 @@ def load(
     model = build_model(config.model)
     checkpoint_classes = None
     if checkpoint is not False:
-        source = _published_checkpoint(config) if checkpoint is None else checkpoint
+        source = published_checkpoint(config) if checkpoint is None else checkpoint
         report = load_checkpoint(model, source)
         if report.missing:
             total = len(report.missing) + len(report.matched)
@@ -164,9 +165,3 @@ def load(
     classes = class_names(config.model.box_head.num_classes, checkpoint_classes, config.data.classes)
     model = model.to(where, dtype or torch.float32).to(memory_format=torch.channels_last)
     return Detector(model, config, classes)
-
-
-def _published_checkpoint(config: Config) -> Path:
-    if not config.published.checkpoint:
-        raise ValueError("This config has no published checkpoint: give the path of one as checkpoint (--checkpoint)")
-    return download(config.published.checkpoint, config.published.sha256)

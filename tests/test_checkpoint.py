@@ -8,7 +8,7 @@ import golden_recipe
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrcnn.config import ModelConfig, load_config
 from fastrcnn.models import FasterRCNN, build_model, load_backbone, load_checkpoint, read_checkpoint
@@ -176,5 +176,68 @@ def test_backbone_of_a_classifier() -> None:
         assert torch.equal(value, classifier.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight has shape"):
         load_backbone(model, torchvision.models.resnet50().state_dict())
-    with pytest.raises(ValueError, match=r"not of this backbone: it has no layer1\.2\.conv1\.weight"):
+    with pytest.raises(ValueError, match=r"not of this backbone: it has no backbone\.layer1\.2\.conv1\.weight"):
         load_backbone(small(depth=34), classifier.state_dict())
+
+
+class Vgg(nn.Module):
+    """The part of a VGG-16 detector that meets its ImageNet file, with narrower layers."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.backbone, self.box_head = nn.Module(), nn.Module()
+        self.backbone.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.box_head.fc1, self.box_head.fc2 = nn.Linear(8, channels), nn.Linear(channels, channels)
+
+
+@pytest.mark.parametrize("first", [0, 1])  # torchvision's file, and the one converted from Caffe
+def test_backbone_and_fully_connected_layers_of_vgg(first: int) -> None:
+    theirs = {"fc1": f"classifier.{first}", "fc2": f"classifier.{first + 3}"}
+    source, model = Vgg(), Vgg()
+    state = {name.removeprefix("backbone."): value.clone() for name, value in source.state_dict().items()}
+    for ours, name in theirs.items():
+        for part in ("weight", "bias"):
+            state[f"{name}.{part}"] = state.pop(f"box_head.{ours}.{part}")
+    state["classifier.6.weight"] = torch.zeros(1000, 6)
+    report = load_backbone(model, {"state_dict": state})
+    assert report.unexpected == ["classifier.6.weight"] and len(report.matched) == 8
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+    model = Vgg(channels=5)
+    report = load_backbone(model, state)
+    assert report.mismatched == [f"box_head.{layer}" for layer in ("fc1.bias", "fc1.weight", "fc2.bias", "fc2.weight")]
+    assert torch.equal(model.backbone.features[2].weight, source.backbone.features[2].weight)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.full((16,), float("nan")), "has entries that are NaN or infinite"),
+        (torch.full((16,), float("inf")), "has entries that are NaN or infinite"),
+        (torch.zeros(16, dtype=torch.int64), r"has type torch\.int64, expected one that converts to torch\.float32"),
+        (torch.zeros(16, dtype=torch.complex64), r"has type torch\.complex64"),
+        (torch.zeros(16).to_sparse(), "must be a plain tensor with all its numbers, got torch.sparse_coo"),
+        (torch.zeros(16, device="meta"), r"must be a plain tensor.*torch\.float32, \[16\] on meta"),
+    ],
+)
+def test_values_that_are_no_weights_change_nothing(value: Tensor, reason: str) -> None:
+    model = small()
+    before = copy_of(model)
+    with pytest.raises(ValueError, match=rf"fpn\.output\.3\.bias.*{reason}"):
+        load_checkpoint(model, {**copy_of(small()), "fpn.output.3.bias": value})
+    assert_holds(model, before)
+
+
+def test_an_entry_under_two_names_is_refused() -> None:
+    state = copy_of(small())
+    state["rpn_head.rpn_conv.bias"] = torch.zeros(16)
+    with pytest.raises(
+        ValueError, match=r"holds rpn_head\.conv\.bias twice, as rpn_head.conv.bias and as rpn_head.rpn"
+    ):
+        load_checkpoint(small(), state)
+
+
+def test_report_is_printed_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch.save({"epoch": 1, "model": {**copy_of(small()), "other": torch.zeros(1)}}, tmp_path / "model.pth")
+    count = len(load_checkpoint(small(), tmp_path / "model.pth").matched)
+    assert capsys.readouterr().out == f"{tmp_path / 'model.pth'}: {count} entries loaded, 1 unexpected (other)\n"

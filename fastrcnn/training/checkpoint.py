@@ -12,7 +12,7 @@ from torch import nn, optim
 
 from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
 from fastrcnn.config import Config
-from fastrcnn.models.checkpoint import read_checkpoint
+from fastrcnn.models.checkpoint_files import read_checkpoint
 
 KEYS = ("model", "optimizer", "schedule", "step", "epoch", "random_state", "config", "classes")
 

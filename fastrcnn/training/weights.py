@@ -1,12 +1,10 @@
 """The weights that training starts from: a detector's (load_from), or ImageNet's for the backbone, or none."""
 
-import re
 from pathlib import Path
-from urllib.parse import urlparse
 
 from fastrcnn.config import Config
-from fastrcnn.download import download
 from fastrcnn.models.checkpoint import load_backbone, load_checkpoint
+from fastrcnn.models.checkpoint_files import find_checkpoint
 from fastrcnn.models.faster_rcnn import FasterRCNN
 from fastrcnn.training.log import say
 
@@ -14,9 +12,9 @@ from fastrcnn.training.log import say
 def load_initial_weights(model: FasterRCNN, config: Config, classes: list[str]) -> None:
     """Loads config.load_from into the whole model, or else config.model.backbone.pretrained into the backbone.
 
-    Either is the path of a file, or a URL that is downloaded once into torch's cache; with both null the model keeps
-    its random weights. The last two layers of the box head keep theirs where the file of load_from has another number
-    of classes. `classes` are the data's.
+    Either is the path of a file, a URL (downloaded once into torch's cache), or the name of a config (its published
+    file); with both null the model keeps its random weights. The last two layers of the box head keep theirs where the
+    file of load_from has another number of classes. `classes` are the data's.
 
     Raises:
         FileNotFoundError: no such file. ConnectionError: no network to download it; the message says where to put it.
@@ -24,24 +22,17 @@ def load_initial_weights(model: FasterRCNN, config: Config, classes: list[str]) 
     """
     pretrained = config.model.backbone.pretrained
     if config.load_from:
-        file = _local_file(config.load_from, "load_from")
-        report = load_checkpoint(model, file, new_head=True)
-        say(f"Weights of {file}: {report}")
+        report = load_checkpoint(model, _find(config.load_from, "load_from"), new_head=True)
         if report.classes is not None and report.classes != classes and not report.mismatched:
             say(f"  its classes were {report.classes}: as many, so the last layers start from theirs")
     elif pretrained:
-        file = _local_file(pretrained, "model.backbone.pretrained")
-        say(f"Weights of {file} for the backbone: {load_backbone(model, file)}")
+        load_backbone(model, _find(pretrained, "model.backbone.pretrained"))
     else:
         say("Random initial weights: load_from and model.backbone.pretrained are null")
 
 
-def _local_file(source: str, setting: str) -> Path:
-    """The file that a path or URL names. A hash in a URL's name, as in resnet50-0676ba61.pth, is checked."""
-    if urlparse(source).scheme not in ("http", "https"):
-        return Path(source)
-    digest = re.search(r"-([0-9a-f]{8,})\.", source)
+def _find(source: str, setting: str) -> Path:
     try:
-        return download(source, digest[1] if digest else None)
-    except (ConnectionError, ValueError) as error:
+        return find_checkpoint(source)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise type(error)(f"{setting}: {error}") from error
