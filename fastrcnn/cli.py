@@ -72,7 +72,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     count = len(detector.classes)
     # Labels mean what they did in training: the checkpoint's names choose the classes, or else the data's order does.
     known = [] if detector.classes == placeholder_names(count) else detector.classes
-    dataset = read_dataset(config.data.val, known)
+    dataset = read_dataset(config.data.val, known, config.data.rename)
     if len(dataset.classes) != count:
         raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
     print(summary(dataset))
