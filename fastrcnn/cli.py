@@ -86,6 +86,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def data(arguments: argparse.Namespace) -> int:
+    from fastrcnn.config import load_config
+    from fastrcnn.data.inspection.report import report
+
+    print(report(load_config(arguments.config, arguments.overrides), arguments.out))
+    print(f"Also in {arguments.out}: report.txt, problems.json, histograms.png and contact sheets")
+    return 0
+
+
 def benchmark(arguments: argparse.Namespace) -> int:
     from fastrcnn.benchmark import benchmark
 
@@ -148,6 +157,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--checkpoint", metavar="F", help=_CHECKPOINT_HELP)
     command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+
+    command = _command(
+        commands,
+        "data",
+        data,
+        "looks through the training and validation data: counts, sizes, suspicious boxes and files, contact sheets",
+        "fastrcnn data my_cells.yaml --out cells_report data.train.format=voc",
+    )
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    command.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("data_report"), help="folder to write to (default: %(default)s)"
+    )
 
     _command(
         commands,

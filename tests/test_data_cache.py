@@ -57,6 +57,17 @@ def test_the_same_bits_with_and_without(dataset: Dataset, tmp_path: Path, kind: 
     assert all(path.suffix == ".npy" and not path.name.startswith(".") for path in files)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_that_write_the_same_images_at_once(dataset: Dataset, tmp_path: Path) -> None:
+    """Each of four images 30 times in one epoch, so that several workers come to each before it is there."""
+    expected, crowded = config("none", tmp_path), config("decoded", tmp_path / "cache", workers=4)
+    for settings in (expected, crowded):
+        settings.data.train.repeat = 30
+    pairs = zip(epochs(dataset, expected), epochs(dataset, crowded), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 4
+
+
 @pytest.mark.parametrize("kind", ["decoded", "resized"])
 def test_the_second_time_nothing_is_decoded(
     dataset: Dataset, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -67,7 +67,7 @@ def test_16_bits_become_8(tmp_path: Path, suffix: str, channels: int) -> None:
 
 
 def test_kinds_that_opencv_cannot_write(tmp_path: Path) -> None:
-    """Palette, one bit, grey with transparency, CMYK, transparent TIFF, GIF: Pillow writes them and says what they show."""
+    """Palette, one bit, CMYK, grey or TIFF with transparency: Pillow writes them and says what they show."""
     Image = pytest.importorskip("PIL.Image")
     colour = Image.fromarray(cv2.resize(noise(6, 8), (40, 32)))
     palette, bit = colour.quantize(16), colour.convert("1")

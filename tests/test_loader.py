@@ -162,14 +162,15 @@ def test_flip_probability(dataset: Dataset) -> None:
     assert len(flipped) == 280 and 110 < sum(flipped) < 170
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_same_for_any_number_of_workers_and_after_resuming(dataset: Dataset) -> None:
     config = small_config(batch_size=2)
     config.data.train.scales, config.data.train.scale_mode = [[80, 40], [100, 60]], "range"
     alone = list(train_loader(dataset, config, epoch=3))
     assert len({size for batch in alone for size in batch.image_sizes}) > 4
-    config.train.workers = 2
     state = torch.get_rng_state()
-    for start in (0, 2):
+    for workers, start in ((1, 0), (2, 0), (3, 0), (2, 2)):
+        config.train.workers = workers
         others = list(train_loader(dataset, config, epoch=3, start=start))
         assert len(others) == len(train_loader(dataset, config, epoch=3, start=start)) == 4 - start
         assert all(identical(a, b) for a, b in zip(alone[start:], others, strict=True))

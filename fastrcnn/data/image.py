@@ -25,12 +25,12 @@ def read_image(image: str | Path | np.ndarray) -> np.ndarray:
         uint8 [h, w, 3], BGR, as OpenCV's IMREAD_COLOR decodes:
         grey: three equal channels; palette: its colours; CMYK JPEG: converted to RGB without a colour profile;
         transparency: ignored where the file has colours under it (PNG), on black where they are mixed with it (TIFF);
-        16 bits: the full range becomes 0 .. 255 (in a file that uses 12 bits of 16, all is dark: `fastrcnn data` tells);
-        EXIF orientation: applied, so the picture is upright as a viewer shows it, and width and height may be exchanged.
+        16 bits: the full range becomes 0 .. 255 (12 bits in a file of 16 are dark: `fastrcnn data` tells);
+        EXIF orientation: applied: upright, as a viewer shows it, so width and height may be exchanged.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated or undecodable file (one of floating-point numbers, too); an image of more than
-            2^20 pixels a side or 2^30 in all, which OpenCV refuses; an array of another shape or type, or without pixels.
+        ValueError: an empty, truncated or undecodable file (one of floating-point numbers, too); an image of more
+            than 2^20 pixels a side or 2^30 in all (OpenCV's limits); an array of another shape or type, or empty.
         TypeError: neither a path nor an array.
     """
     if isinstance(image, np.ndarray):
@@ -113,7 +113,8 @@ def resize(image: np.ndarray, scale: Sequence[int]) -> tuple[np.ndarray, tuple[f
     Returns:
         uint8 [h', w', 3], and (w' / w, h' / h), which are float32 values: the factors of the boxes.
     """
-    new_height, new_width = resized_size(*image.shape[:2], scale)
+    height, width = image.shape[:2]
+    new_height, new_width = resized_size(height, width, scale)
     resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
     return resized, box_factors(image.shape[:2], resized.shape[:2])
 

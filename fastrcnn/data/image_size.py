@@ -57,9 +57,9 @@ def _png_size(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
-    """From the frame header; the EXIF block, if there is one, comes before it. None if the frame header is not found."""
+    """From the frame header; the EXIF block, if any, comes before it. None if the frame header is not found."""
     orientation = 1
-    while (byte := file.read(1)) == b"\xff":
+    while file.read(1) == b"\xff":
         while (marker := file.read(1)) == b"\xff":  # fill bytes
             pass
         length = int.from_bytes(file.read(2), "big") - 2

@@ -16,6 +16,7 @@ from fastrcnn.data.image import SUFFIXES
 from fastrcnn.data.image_size import size_or_zero
 from fastrcnn.data.sample import Dataset, make_sample
 
+MOST_CLASSES = 10_000  # a larger class number is a mistake
 ROUNDING = 1e-3  # how far beyond 0 .. 1 a coordinate may be: exporters round; boxes are clipped in training
 
 Box = list[float]  # x1, y1, x2, y2 as shares of the image
@@ -95,12 +96,13 @@ def _object(fields: list[str], where: str) -> tuple[int, Box]:
         label, *values = (float(field) for field in fields)
     except ValueError:
         label, values = math.nan, []
-    if not label.is_integer() or label < 0:
-        raise ValueError(f"{where}: expected a class number and coordinates, got {' '.join(fields)[:80]!r}")
+    if not label.is_integer() or not 0 <= label < MOST_CLASSES:
+        expected = f"expected a class number below {MOST_CLASSES} and coordinates"
+        raise ValueError(f"{where}: {expected}, got {' '.join(fields)[:80]!r}")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        hint = " (a prediction with its score?)" if len(values) == 5 else ""
+        found = f"{len(values)} (a prediction with its score?)" if len(values) == 5 else f"{len(values)}"
         raise ValueError(
-            f"{where}: expected 4 values after the class number (a box) or 6, 8, ... (a polygon), got {len(values)}{hint}"
+            f"{where}: expected 4 values after the class number (a box) or 6, 8, ... (a polygon), got {found}"
         )
     for value in values:
         if not -ROUNDING <= value <= 1 + ROUNDING:  # NaN, too
