@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     count = len(detector.classes)
     # Labels mean what they did in training: the checkpoint's names choose the classes, or else the data's order does.
     known = [] if detector.classes == placeholder_names(count) else detector.classes
-    dataset = read_dataset(config.data.val, known)
+    dataset = read_dataset(config.data.val, known, config.data.rename)
     if len(dataset.classes) != count:
         raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
     print(summary(dataset))
@@ -91,6 +91,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"Also in {path}")
+    return 0
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from fastrcnn.config import load_config
+    from fastrcnn.data.inspection.report import report
+
+    print(report(load_config(arguments.config, arguments.overrides), arguments.out))
+    print(f"Also in {arguments.out}: report.txt, problems.json, histograms.png and contact sheets")
     return 0
 
 
@@ -177,6 +186,18 @@ def _parser() -> argparse.ArgumentParser:
         help="measure the RPN alone: average recall of its best 100, 300 and 1000 boxes per image",
     )
     command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+
+    command = _command(
+        commands,
+        "data",
+        data,
+        "looks through the training and validation data: counts, sizes, suspicious boxes and files, contact sheets",
+        "fastrcnn data my_cells.yaml --out cells_report data.train.format=voc",
+    )
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    command.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("data_report"), help="folder to write to (default: %(default)s)"
+    )
 
     _command(
         commands,

@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from fastrcnn.atomic import atomic_write
 from fastrcnn.class_names import category_ids
-from fastrcnn.data.image import read_image
+from fastrcnn.data.image import SUFFIXES, read_image
 from fastrcnn.detector import Detector
 from fastrcnn.drawing import draw_detections
 from fastrcnn.evaluation.coco import coco_boxes
 from fastrcnn.models.detections import Detections
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # what a folder is searched for
 DRAWN_SCORE = 0.3  # results.json has every detection; in a picture the improbable ones hide the others
 
 

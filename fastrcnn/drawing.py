@@ -1,4 +1,4 @@
-"""Detections drawn into a picture."""
+"""Boxes drawn into a picture: detections, or what the annotations say."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,10 +12,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.ndarray:
-    """Draws each detection as a box in its class's colour, labelled with name and score.
-
-    Lines have a dark rim and labels a filled ground, so that they can be read on any background; the highest score lies
-    on top. Lines and letters grow with the image.
+    """Draws each detection as a box in its class's colour, labelled with name and score; the highest lies on top.
 
     Args:
         image: uint8 BGR [h, w, 3]; not changed.
@@ -24,20 +21,37 @@ def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[s
     Returns:
         A new uint8 BGR image of the same size.
     """
+    order = detections.scores.argsort(stable=True).tolist()
+    labels, scores = detections.labels.tolist(), detections.scores.tolist()
+    texts = [f"{names[labels[index]]} {scores[index]:.2f}" for index in order]
+    return draw_boxes(image, detections.boxes.cpu().numpy()[order], [labels[index] for index in order], texts)
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Draws boxes in their classes' colours with their texts, the last on top.
+
+    Lines have a dark rim and texts a filled ground, so that they can be read on any background. Lines and letters grow
+    with the image.
+
+    Args:
+        image: uint8 BGR [h, w, 3]; not changed.
+        boxes: [n, 4] xyxy in the image's pixels; parts outside the image are not drawn.
+        labels: n classes.
+        texts: n texts, as the names of draw_detections.
+    Returns:
+        A new uint8 BGR image of the same size.
+    """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
     unit = max(1, round(min(height, width) / 400))  # pixels: the line width of a small image
-    order = detections.scores.argsort(stable=True).tolist()
     # Whole pixels on the image; a box that leaves it ends one line beyond, so that its open side is seen as open.
     limits = np.array([width, height, width, height]) + unit
-    boxes = np.clip(detections.boxes.cpu().numpy(), -unit, limits).round().astype(int).tolist()
-    labels, scores = detections.labels.tolist(), detections.scores.tolist()
-    for index in order:
-        low, high = tuple(boxes[index][:2]), tuple(boxes[index][2:])
-        for colour, thickness in (((0, 0, 0), 3 * unit), (class_colour(labels[index]), 2 * unit)):
-            cv2.rectangle(canvas, low, high, colour, thickness, cv2.LINE_AA)
-    for index in order:  # after the boxes: no line crosses a label
-        _draw_label(canvas, boxes[index], f"{names[labels[index]]} {scores[index]:.2f}", labels[index], unit)
+    corners = np.clip(boxes, -unit, limits).round().astype(int).tolist()
+    for corner, label in zip(corners, labels, strict=True):
+        for colour, thickness in (((0, 0, 0), 3 * unit), (class_colour(label), 2 * unit)):
+            cv2.rectangle(canvas, tuple(corner[:2]), tuple(corner[2:]), colour, thickness, cv2.LINE_AA)
+    for corner, label, text in zip(corners, labels, texts, strict=True):  # after the boxes: no line crosses a label
+        _draw_label(canvas, corner, text, label, unit)
     return canvas
 
 

@@ -17,7 +17,7 @@ from fastrcnn.cli import main
 from fastrcnn.config import to_yaml
 from fastrcnn.models import build_model
 
-COMMANDS = ("detect", "train", "eval", "benchmark", "convert", "zoo", "info")
+COMMANDS = ("detect", "train", "eval", "data", "benchmark", "convert", "zoo", "info")
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_classes_select_and_order(tmp_path: Path, images: Path) -> None:
 
 
 def test_unknown_class_names_the_nearest(tmp_path: Path, images: Path) -> None:
-    with pytest.raises(ValueError, match=r"annotations.json has no class 'dgo'. Did you mean 'dog'\? Known: dog, cat"):
+    with pytest.raises(ValueError, match=r"annotations.json has no class 'dgo'. Did you mean 'dog'\? Known: cat, dog"):
         read_coco(written(tmp_path, content()), images, ["cat", "dgo"])
 
 
@@ -85,6 +85,7 @@ def test_negative_sides_are_left_out_and_counted(tmp_path: Path, images: Path) -
     broken["annotations"][0]["bbox"] = [10, 10, -3, 5]
     dataset = read_coco(written(tmp_path, broken), images)
     assert dataset.dropped == {"objects whose box has a negative width or height": 1}
+    assert dataset.inverted == [(images / "seven.png", [10, 10, 7, 15])]
     assert len(dataset.samples[0].boxes) == 2
 
 
@@ -143,9 +144,11 @@ def test_missing_files(tmp_path: Path, images: Path) -> None:
         read_coco(tmp_path / "nothing.json", images)
     with pytest.raises(FileNotFoundError, match=r"No image folder .*nowhere"):
         read_coco(file, tmp_path / "nowhere")
-    (images / "three.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of the 2 images of .* are missing, the first is .*three.png"):
-        read_coco(file, images)
+    (images / "three.png").rename(images / "three.PNG")
+    section = TrainDataConfig("coco", str(file), str(images))
+    message = r"1 of the 2 images of .* are missing, the first is .*three.png \(there is three.PNG\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_dataset(section)
 
 
 def test_training_rules_are_counted(tmp_path: Path, images: Path) -> None:
@@ -181,13 +184,34 @@ def test_nothing_left_to_train_on(tmp_path: Path, images: Path) -> None:
     value["annotations"] = []
     with pytest.raises(ValueError, match=r"no image is left to train on. Left out: 2 images without objects"):
         training_dataset(read_coco(written(tmp_path, value), images))
+    with pytest.raises(ValueError, match=r"no object is left to train on. Left out: nothing"):
+        training_dataset(read_coco(written(tmp_path, value), images), keep_empty=True)
+
+
+def test_images_of_other_classes_are_dropped_or_kept_by_choice(tmp_path: Path, images: Path) -> None:
+    """Image 7 has one dog, image 3 only a cat: background for who looks for dogs."""
+    value = content()
+    value["annotations"].append({"id": 9, "image_id": 3, "category_id": 4, "bbox": [5, 5, 20, 20]})
+    dogs = read_coco(written(tmp_path, value), images, ["dog"])
+    dropped = training_dataset(dogs)
+    assert [sample.image_id for sample in dropped.samples] == [7]
+    assert dropped.dropped["images without objects to train on"] == 1
+    kept = training_dataset(dogs, keep_empty=True)
+    assert [sample.image_id for sample in kept.samples] == [7, 3] and len(kept.samples[1].boxes) == 0
+    assert "images without objects to train on" not in kept.dropped
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path, images: Path) -> None:
+    path = written(tmp_path, content())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_coco(path, images).samples) == 2
 
 
 def test_read_dataset_looks_at_the_format(tmp_path: Path, images: Path) -> None:
     file = written(tmp_path, content())
     assert read_dataset(TrainDataConfig("coco", str(file), str(images)), ["dog"]).classes == ["dog"]
-    with pytest.raises(ValueError, match="must be one of coco, voc, got 'yolo'"):
-        read_dataset(TrainDataConfig("yolo", str(file), str(images)))
+    with pytest.raises(ValueError, match="must be one of coco, voc, yolo, got 'xml'"):
+        read_dataset(TrainDataConfig("xml", str(file), str(images)))
 
 
 def test_real_coco(shared: Path) -> None:

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from fastrcnn.config import ValDataConfig
 from fastrcnn.data.coco import read_coco
 from fastrcnn.data.loader import training_dataset
-from fastrcnn.data.read import summary
+from fastrcnn.data.read import read_dataset, summary
 from fastrcnn.data.voc import read_voc
 
 SIZE = "<size><width>64</width><height>48</height><depth>3</depth></size>"
@@ -102,7 +103,7 @@ def test_classes_select_and_order(root: Path) -> None:
 def test_unknown_classes(root: Path) -> None:
     with pytest.raises(ValueError, match=r"no object of class 'dgo'. Did you mean 'dog'\? Known: cat, dog"):
         read(root, "cat", "dgo")
-    with pytest.raises(ValueError, match=r"no object of class 'zebra'. Known: cat, dog"):
+    with pytest.raises(ValueError, match=r"no class 'zebra'. Known: cat, dog"):
         read(root, "zebra")
     with pytest.warns(UserWarning, match="no object of class 'zebra'"):  # may just be rare
         assert read(root, "cat", "dog", "zebra").classes == ["cat", "dog", "zebra"]
@@ -112,6 +113,7 @@ def test_inverted_box_is_left_out_and_counted(root: Path) -> None:
     write(root, "a", SIZE + thing("cat", (20, 2, 10, 5)))
     dataset = read(root)
     assert dataset.dropped == {"objects whose box has a negative width or height": 1}
+    assert dataset.inverted == [(root / "JPEGImages" / "a.jpg", [20, 2, 10, 5])]
     assert len(dataset.samples[0].boxes) == 0
 
 
@@ -167,7 +169,7 @@ def test_missing_files(root: Path) -> None:
         read_voc(root / "ImageSets" / "Main", root / "JPEGImages")
     write(root, "a", SIZE)
     (root / "Annotations" / "b.xml").unlink()
-    with pytest.raises(ValueError, match="no object in its 1 files, so no classes"):
+    with pytest.raises(ValueError, match="no object in its 1 images, so no classes"):
         read(root)
 
 
@@ -177,10 +179,34 @@ def test_which_image_belongs_to_an_xml(root: Path) -> None:
     assert read(root).samples[1].path == images / "b.jpg"  # by <filename>
     cv2.imwrite(str(images / "other.png"), np.zeros((48, 64, 3), np.uint8))
     assert read(root).samples[1].path == images / "other.png"  # by stem, which wins
-    (images / "other.png").unlink()
+    cv2.imwrite(str(images / "other.tif"), np.zeros((48, 64, 3), np.uint8))
+    assert read(root).samples[1].path == images / "b.jpg"  # two have the stem
     (images / "b.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"other.xml: expected one image other.<suffix> in .*'b.jpg'.*neither"):
+    with pytest.raises(ValueError, match=r"other.xml: expected one image other.<suffix> in .*found other.png, other.t"):
         read(root)
+    for suffix in ("png", "tif"):
+        (images / f"other.{suffix}").unlink()
+    section = ValDataConfig("voc", str(root / "Annotations"), str(images))
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 images of .*Annotations are missing, .*b.jpg$"):
+        read_dataset(section)
+
+
+def test_a_broken_image_without_a_size_is_named(root: Path) -> None:
+    write(root, "b", CAT)
+    (root / "JPEGImages" / "b.jpg").write_bytes(b"no image")
+    assert (read(root).samples[1].width, read(root).samples[1].height) == (0, 0)
+    with pytest.raises(ValueError, match=r"b.jpg cannot be decoded"):
+        read_dataset(ValDataConfig("voc", str(root / "Annotations"), str(root / "JPEGImages")))
+
+
+def test_byte_order_marks_and_suffixes_in_capitals(root: Path) -> None:
+    (root / "JPEGImages" / "b.jpg").rename(root / "JPEGImages" / "b.JPG")
+    path = root / "Annotations" / "b.xml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    names = root / "ImageSets" / "Main" / "val.txt"
+    names.write_bytes(b"\xef\xbb\xbfb\r\na\r\n")
+    dataset = read_voc(names, root / "JPEGImages")
+    assert [sample.path.name for sample in dataset.samples] == ["b.JPG", "a.jpg"] and len(dataset.samples[0].boxes) == 2
 
 
 def test_real_voc_agrees_with_its_json(shared: Path) -> None:

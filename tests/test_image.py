@@ -1,5 +1,8 @@
 """The image pipeline: decoding and its errors, and the numbers of mmdetection's resize and normalisation."""
 
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 
 from fastrcnn.config import ImageConfig
 from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize, resized_size
+from fastrcnn.data.image_size import image_size, size_or_zero
 
 
 def noise(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
@@ -42,14 +46,104 @@ def test_reads_bgr(tmp_path: Path) -> None:
     assert read_image(image) is image
 
 
-def test_other_kinds_of_png_become_8_bit_bgr(tmp_path: Path) -> None:
-    grey, deep, alpha = noise(5, 7, 1), noise(5, 7, 3, np.uint16), noise(5, 7, 4)
-    expected = {"grey": grey.repeat(3, axis=2), "deep": deep // 256, "alpha": alpha[..., :3]}
-    for (name, pixels), image in zip(expected.items(), (grey, deep, alpha), strict=True):
-        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
-        found = read_image(tmp_path / f"{name}.png")
-        assert found.dtype == np.uint8 and found.shape == (5, 7, 3)
-        np.testing.assert_allclose(found.astype(int), pixels.astype(int), atol=1)  # 16 bits are rounded or cut
+def test_grey_and_transparent_files(tmp_path: Path) -> None:
+    """Grey becomes three equal channels; transparency is ignored, whatever it hides."""
+    grey, alpha = noise(5, 7, 1), noise(5, 7, 4)
+    for name, image, expected in (("grey", grey, grey.repeat(3, axis=2)), ("alpha", alpha, alpha[..., :3])):
+        for suffix in ("png", "bmp", "tiff") if name == "grey" else ("png", "bmp"):
+            cv2.imwrite(str(tmp_path / f"{name}.{suffix}"), image)
+            np.testing.assert_array_equal(read_image(tmp_path / f"{name}.{suffix}"), expected)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 3), ("png", 4), ("tiff", 1), ("tiff", 3)])
+def test_16_bits_become_8(tmp_path: Path, suffix: str, channels: int) -> None:
+    """The full range: 0 is 0, 65535 is 255; between them the upper byte, or rounded (OpenCV's TIFF in colour)."""
+    deep = np.linspace(0, 65535, 900).astype(np.uint16)[:, None].repeat(channels, axis=1).reshape(30, 30, channels)
+    cv2.imwrite(str(tmp_path / f"deep.{suffix}"), deep)
+    found = read_image(tmp_path / f"deep.{suffix}")
+    expected = np.round(deep / 257) if (suffix, channels) == ("tiff", 3) else deep // 256
+    assert found.dtype == np.uint8 and found[0, 0, 0] == 0 and found[-1, -1, 0] == 255
+    np.testing.assert_array_equal(found, np.broadcast_to(expected[..., :3], (30, 30, 3)))
+
+
+def test_kinds_that_opencv_cannot_write(tmp_path: Path) -> None:
+    """Palette, one bit, CMYK, grey or TIFF with transparency: Pillow writes them and says what they show."""
+    Image = pytest.importorskip("PIL.Image")
+    colour = Image.fromarray(cv2.resize(noise(6, 8), (40, 32)))
+    palette, bit = colour.quantize(16), colour.convert("1")
+    path = tmp_path / "image"
+    for image, format, options in (
+        (palette, "PNG", {}),
+        (palette, "PNG", {"transparency": 0}),
+        (palette, "GIF", {}),
+        (bit, "PNG", {}),
+        (bit, "TIFF", {"compression": "group4"}),
+        (colour, "WEBP", {"lossless": True}),
+    ):
+        image.save(path, format, **options)
+        np.testing.assert_array_equal(read_image(path), np.array(image.convert("RGB"))[..., ::-1], err_msg=format)
+    Image.fromarray(noise(5, 7, 2), "LA").save(path, "PNG")
+    np.testing.assert_array_equal(read_image(path), noise(5, 7, 2)[..., :1].repeat(3, axis=2))
+
+    cmyk = Image.fromarray(cv2.resize(noise(4, 5, 4), (40, 32)), "CMYK")
+    for format in ("JPEG", "TIFF"):
+        cmyk.save(path, format, quality=95)
+        shown = np.array(cmyk.convert("RGB"))[..., ::-1].astype(int)
+        assert np.abs(read_image(path) - shown).mean() < 2, format  # inverted, as some decoders have it: above 100
+
+    transparent = noise(5, 7, 4)
+    Image.fromarray(transparent).save(path, "TIFF")
+    on_black = transparent[..., 2::-1] * (transparent[..., 3:] / 255)
+    np.testing.assert_allclose(read_image(path), on_black, atol=0.51)
+
+
+def test_floating_point_files_are_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "depth.tiff"), np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
+    with pytest.raises(ValueError, match=r"depth.tiff cannot be decoded: .* floating-point numbers"):
+        read_image(tmp_path / "depth.tiff")
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    for suffix in ("png", "bmp", "tiff"):
+        cv2.imwrite(str(tmp_path / f"one.{suffix}"), np.array([[[1, 2, 3]]], np.uint8))
+        image = read_image(tmp_path / f"one.{suffix}")
+        assert image.tolist() == [[[1, 2, 3]]] and image_size(tmp_path / f"one.{suffix}") == (1, 1)
+        assert (resize(image, (40, 30))[0] == image).all()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of that size, without pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
+    parts = [
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in (*chunks, (b"IEND", b""))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """Beyond OpenCV's limits; 70 bytes must not ask for gigabytes."""
+    (tmp_path / "pixels.png").write_bytes(png_header(40000, 40000))
+    (tmp_path / "side.png").write_bytes(png_header(2**20 + 1, 1))
+    cv2.imwrite(str(tmp_path / "side.bmp"), np.zeros((1, 2**20 + 1, 3), np.uint8))
+    for name in ("pixels.png", "side.bmp"):
+        with pytest.raises(ValueError, match=rf"{name} is too large: expected at most 2\^20 pixels a side and 2\^30"):
+            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match=r"side.png cannot be decoded: .* larger than 10\^6 pixels a side"):
+        read_image(tmp_path / "side.png")
+    assert image_size(tmp_path / "pixels.png") == (40000, 40000)
+
+
+def test_paths_of_any_letters_and_length(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["with space " + "ü" * 80] * 8, "照片 %s {x} [1]")
+    folder.mkdir(parents=True)
+    path = folder / "Foto é\u0301 'quoted'.PNG"
+    path.write_bytes(encoded(noise(5, 7), ".png"))
+    assert len(os.fsencode(path)) > 1400
+    np.testing.assert_array_equal(read_image(path), noise(5, 7))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="照片"):
+        read_image(path)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -58,6 +152,45 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     path.write_bytes(with_segment(encoded(image), 0xE1, orientation(6)))  # 6: turn clockwise to view
     upright = cv2.imdecode(np.frombuffer(encoded(image), np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(read_image(path), cv2.rotate(upright, cv2.ROTATE_90_CLOCKWISE))
+
+
+def big_endian(exif: bytes) -> bytes:
+    """The block of orientation(), in the other byte order."""
+    value = exif[24]
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01" + bytes([0, value, 0, 0])
+    return b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" + entry + b"\x00\x00\x00\x00"
+
+
+def test_image_size_is_that_of_the_decoded_image(tmp_path: Path) -> None:
+    image = cv2.resize(noise(3, 4), (64, 48))
+    jpegs = {f"turned{k}": with_segment(encoded(image), 0xE1, orientation(k)) for k in range(10)}
+    jpegs |= {f"big{k}": with_segment(encoded(image), 0xE1, big_endian(orientation(k))) for k in range(1, 9)}
+    jpegs["thumbnail"] = with_segment(encoded(image), 0xE2, encoded(noise(8, 9)))
+    jpegs["broken exif"] = with_segment(encoded(image), 0xE1, b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    jpegs["fill"] = encoded(image)[:2] + b"\xff\xff" + encoded(image)[2:]
+    jpegs["progressive"] = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    jpegs |= {suffix: encoded(image, suffix) for suffix in (".png", ".bmp", ".webp", ".tiff")}
+    png, exif = encoded(image, ".png"), orientation(6)[6:]
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    jpegs["png with exif"] = png[:33] + chunk + png[33:]
+    sizes = set()
+    for name, content in jpegs.items():
+        (tmp_path / name).write_bytes(content)
+        height, width = read_image(tmp_path / name).shape[:2]
+        assert image_size(tmp_path / name) == (width, height), name
+        sizes.add((width, height))
+    assert sizes == {(64, 48), (48, 64)}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_image_size_of_cut_files_is_right_or_an_error(tmp_path: Path, suffix: str) -> None:
+    whole = encoded(cv2.resize(noise(6, 8), (40, 30)), suffix)
+    for length in (0, 1, 2, 3, 5, 9, 20, 23, 26, 30, 60, 150, 160, 165, 300, len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        assert size_or_zero(tmp_path / "cut") in ((40, 30), (0, 0))
+    assert size_or_zero(tmp_path / "none") == (0, 0)
+    with pytest.raises(FileNotFoundError, match="No image file"):
+        image_size(tmp_path / "none")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -126,6 +259,7 @@ def test_real_photos_decode(shared: Path) -> None:
     assert len(files) == 40
     for path in files:
         np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
+        assert image_size(path) == read_image(path).shape[1::-1]
 
 
 # --- resizing ---------------------------------------------------------------------------------------------------------

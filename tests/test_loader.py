@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.config import Config, ImageConfig, TrainDataConfig
+from fastrcnn.config import Config, DataConfig, TrainDataConfig
 from fastrcnn.data import loader, transforms  # whole modules: pytest would take test_loader and test_item for tests
 from fastrcnn.data.image import normalise, resize
 from fastrcnn.data.loader import Batch, epoch_batches, train_loader, training_dataset
@@ -59,8 +59,8 @@ def test_boxes_follow_the_image(tmp_path: Path, flip: float) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), image)
     boxes = [[20, 10, 60, 30], [80, -10, 120, 20]]
     sample = make_sample(1, tmp_path / "a.png", (100, 50), boxes, [3, 1], [800, 1200])
-    data = TrainDataConfig(scales=[[200, 200]], flip=flip)
-    item = train_item(sample, data, ImageConfig(), np.random.default_rng(0))
+    data = DataConfig(train=TrainDataConfig(scales=[[200, 200]], flip=flip))
+    item = train_item(sample, data, np.random.default_rng(0))
     assert item.image.shape == (3, 100, 200) and item.scale_factor == (2.0, 2.0) and item.mismatch is None
     expected = [[80, 20, 160, 60], [0, 0, 40, 40]] if flip else [[40, 20, 120, 60], [160, 0, 200, 40]]
     assert item.boxes.dtype == torch.float32 and item.boxes.tolist() == expected and item.labels.tolist() == [3, 1]
@@ -75,7 +75,7 @@ def test_boxes_use_the_real_factor_of_each_side(tmp_path: Path) -> None:
     """640 x 361 at (1333, 800) becomes 1333 x 752: 752 / 361, not 1333 / 640."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((361, 640, 3), np.uint8))
     sample = make_sample(1, tmp_path / "a.png", (640, 361), [[10, 20, 640, 361]], [0], [1.0])
-    item = train_item(sample, TrainDataConfig(flip=0.0), ImageConfig(), np.random.default_rng(0))
+    item = train_item(sample, DataConfig(train=TrainDataConfig(flip=0.0)), np.random.default_rng(0))
     factors = np.array([1333 / 640, 752 / 361] * 2, np.float32)
     assert item.boxes[0].tolist() == (np.array([10, 20, 640, 361], np.float32) * factors).tolist()
     assert item.boxes[0, 2:].tolist() == [1333, 752] and item.scale_factor == tuple(factors[:2].tolist())
@@ -85,7 +85,8 @@ def test_crowds_and_boxes_beyond_the_real_image_are_no_targets(tmp_path: Path) -
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     boxes = [[1, 1, 9, 9], [2, 2, 30, 30], [50, 5, 60, 15]]
     sample = make_sample(1, tmp_path / "a.png", (80, 40), boxes, [0, 1, 2], [64, 784, 100], crowd=[True, False, False])
-    item = train_item(sample, TrainDataConfig(scales=[[40, 40]], flip=0.0), ImageConfig(), np.random.default_rng(0))
+    data = DataConfig(train=TrainDataConfig(scales=[[40, 40]], flip=0.0))
+    item = train_item(sample, data, np.random.default_rng(0))
     assert item.labels.tolist() == [1] and item.boxes.tolist() == [[2, 2, 30, 30]]
     assert item.mismatch == f"{tmp_path}/a.png is 40 x 40 pixels, its annotation says 80 x 40"
 
@@ -161,14 +162,15 @@ def test_flip_probability(dataset: Dataset) -> None:
     assert len(flipped) == 280 and 110 < sum(flipped) < 170
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_same_for_any_number_of_workers_and_after_resuming(dataset: Dataset) -> None:
     config = small_config(batch_size=2)
     config.data.train.scales, config.data.train.scale_mode = [[80, 40], [100, 60]], "range"
     alone = list(train_loader(dataset, config, epoch=3))
     assert len({size for batch in alone for size in batch.image_sizes}) > 4
-    config.train.workers = 2
     state = torch.get_rng_state()
-    for start in (0, 2):
+    for workers, start in ((1, 0), (2, 0), (3, 0), (2, 2)):
+        config.train.workers = workers
         others = list(train_loader(dataset, config, epoch=3, start=start))
         assert len(others) == len(train_loader(dataset, config, epoch=3, start=start)) == 4 - start
         assert all(identical(a, b) for a, b in zip(alone[start:], others, strict=True))
@@ -253,8 +255,8 @@ def test_no_images() -> None:
         training_dataset(empty)
 
 
-def _threads(sample: Sample, scale: list[int], image: ImageConfig) -> transforms.Item:
-    item = transforms.test_item(sample, scale, image)
+def _threads(sample: Sample, data: DataConfig) -> transforms.Item:
+    item = transforms.test_item(sample, data)
     item.mismatch = f"{cv2.getNumThreads()} {torch.get_num_threads()}"
     return item
 

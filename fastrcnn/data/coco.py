@@ -3,39 +3,45 @@
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.data.sample import Dataset, check_classes, make_sample, nearest
+from fastrcnn.data.classes import select_classes
+from fastrcnn.data.sample import Dataset, make_sample
 
 
-def read_coco(annotations: str | Path, images: str | Path, classes: Sequence[str] = ()) -> Dataset:
+def read_coco(
+    annotations: str | Path, images: str | Path, classes: Sequence[str] = (), rename: Mapping[str, str] | None = None
+) -> Dataset:
     """Reads a COCO detection file.
 
     Args:
         annotations: the JSON file, with the lists "images", "annotations" and "categories".
-        images: the folder that the images' "file_name" is relative to. Every file must be there.
-        classes: names to keep, in label order; objects of other categories are left out and counted, their images
-            stay. Empty: every category, by ascending id (so that files which list them in another order agree).
+        images: the folder that the images' "file_name" is relative to. (read_dataset checks that they are there.)
+        classes, rename: as in select_classes. No classes: every category, by ascending id (so that files which list
+            them in another order agree).
     Returns:
         A Dataset with one Sample per image, in the file's order. Boxes [x, y, w, h] become [x, y, x + w, y + h].
-        A box with a negative width or height is left out and counted. "area" defaults to w * h, "iscrowd" to 0.
+        A box with a negative width or height is left out and counted. "area" defaults to w * h, "iscrowd" to 0; a
+        crowd is no training target, and detections within it are ignored in evaluation.
     Raises:
-        FileNotFoundError: the JSON, the folder or an image is missing.
+        FileNotFoundError: the JSON or the folder is missing.
         ValueError: not COCO, no images, a missing key, a duplicate id, a reference to an unknown image or category, a
             number that is not finite, an unknown name in classes. The message names the file and the entry.
     """
-    file, folder, wanted = Path(annotations), Path(images), check_classes(classes)
+    file, folder = Path(annotations), Path(images)
     content = _load(file)
-    category_ids, names = _categories(content["categories"], wanted, file)
+    category_ids, names = _categories(content["categories"], file)
     label_of = {category: label for label, category in enumerate(category_ids)}
-    name_of = {entry["id"]: entry["name"] for entry in content["categories"]}
     dataset = Dataset(str(file), names, category_ids, samples=[])
 
     if not content["images"]:
         raise ValueError(f"{file}: the dataset is empty, its list 'images' has no entry")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No image folder {folder} (for {file})")
     sizes = _image_sizes(content["images"], file)
+    paths = {int(entry["id"]): folder / entry["file_name"] for entry in content["images"]}
     objects: dict[int, list[tuple[list[float], int, float, bool]]] = defaultdict(list)
     for index, entry in enumerate(content["annotations"]):
         where = f"{file}: annotation number {index}"
@@ -45,36 +51,24 @@ def read_coco(annotations: str | Path, images: str | Path, classes: Sequence[str
         category = _integer(_get(entry, "category_id", where), f"{where}: category_id")
         if image_id not in sizes:
             raise ValueError(f"{where} belongs to image {image_id!r}, which is not in 'images'")
-        if category not in name_of:
+        if category not in label_of:
             raise ValueError(f"{where} has category {category!r}, which is not in 'categories'")
         box = _get(entry, "bbox", where)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
             raise ValueError(f"{where}: bbox must be [x, y, width, height], four finite numbers, got {box!r}")
-        if category not in label_of:
-            dataset.drop(f"objects of class {name_of[category]!r}, which is not in data.classes")
-            continue
         x, y, width, height = box
         if width < 0 or height < 0:
-            dataset.drop("objects whose box has a negative width or height")
+            dataset.drop_inverted(paths[image_id], [x, y, x + width, y + height])
             continue
         area, crowd = entry.get("area", width * height), entry.get("iscrowd", 0)
         if not _is_finite(area) or crowd not in (0, 1):
             raise ValueError(f"{where}: area must be a finite number and iscrowd 0 or 1, got {area!r} and {crowd!r}")
         objects[image_id].append(([x, y, x + width, y + height], label_of[category], area, bool(crowd)))
 
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No image folder {folder} (for {file})")
-    for entry in content["images"]:
-        image_id, path = int(entry["id"]), folder / entry["file_name"]
+    for image_id, path in paths.items():
         boxes, labels, areas, crowds = zip(*objects[image_id], strict=True) if image_id in objects else ((),) * 4
         dataset.samples.append(make_sample(image_id, path, sizes[image_id], boxes, labels, areas, crowds))
-    missing = [sample.path for sample in dataset.samples if not sample.path.is_file()]
-    if missing:
-        total = len(dataset.samples)
-        raise FileNotFoundError(
-            f"{len(missing)} of the {total} images of {file} are missing, the first is {missing[0]}"
-        )
-    return dataset
+    return select_classes(dataset, classes, rename or {}, declared=True)
 
 
 def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -91,8 +85,8 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _categories(entries: list[dict[str, Any]], wanted: list[str], file: Path) -> tuple[list[int], list[str]]:
-    """The ids and names of the classes, in label order."""
+def _categories(entries: list[dict[str, Any]], file: Path) -> tuple[list[int], list[str]]:
+    """The ids and names of the categories, by ascending id."""
     ids: dict[str, int] = {}
     for index, entry in enumerate(entries):
         where = f"{file}: category number {index}"
@@ -104,10 +98,7 @@ def _categories(entries: list[dict[str, Any]], wanted: list[str], file: Path) ->
         ids[name] = category
     if not ids:
         raise ValueError(f"{file}: 'categories' is empty")
-    for name in wanted:
-        if name not in ids:
-            raise ValueError(f"data.classes: {file} has no class {name!r}. {nearest(name, ids)}")
-    names = wanted or sorted(ids, key=lambda name: ids[name])
+    names = sorted(ids, key=lambda name: ids[name])
     return [ids[name] for name in names], names
 
 

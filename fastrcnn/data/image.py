@@ -13,18 +13,24 @@ from torch import Tensor
 
 from fastrcnn.config import PAD_MULTIPLE, ImageConfig
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of image files in a folder, in any case
+
 
 def read_image(image: str | Path | np.ndarray) -> np.ndarray:
     """Decodes an image file; an array is checked and passed through.
 
     Args:
-        image: a path, or a uint8 array [h, w, 3] in BGR order. Grey, 16-bit and transparent files become 8-bit BGR
-            (transparency is ignored), and the EXIF orientation is applied.
+        image: a path, or a uint8 array [h, w, 3] in BGR order.
     Returns:
-        uint8 [h, w, 3], BGR.
+        uint8 [h, w, 3], BGR, as OpenCV's IMREAD_COLOR decodes:
+        grey: three equal channels; palette: its colours; CMYK JPEG: converted to RGB without a colour profile;
+        transparency: ignored where the file has colours under it (PNG), on black where they are mixed with it (TIFF);
+        16 bits: the full range becomes 0 .. 255 (12 bits in a file of 16 are dark: `fastrcnn data` tells);
+        EXIF orientation: applied: upright, as a viewer shows it, so width and height may be exchanged.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated or undecodable file; an array of another shape or type, or without pixels.
+        ValueError: an empty, truncated or undecodable file (one of floating-point numbers, too); an image of more
+            than 2^20 pixels a side or 2^30 in all (OpenCV's limits); an array of another shape or type, or empty.
         TypeError: neither a path nor an array.
     """
     if isinstance(image, np.ndarray):
@@ -50,10 +56,16 @@ def read_image(image: str | Path | np.ndarray) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise ValueError(
+                f"The image file {image} is too large: expected at most 2^20 pixels a side and 2^30 in all, OpenCV's "
+                "limits (its environment variables OPENCV_IO_MAX_IMAGE_WIDTH, _HEIGHT and _PIXELS move them)"
+            ) from error
         raise ValueError(f"The image file {image} cannot be decoded: {error}") from error
     if pixels is None:
         raise ValueError(
-            f"The image file {image} cannot be decoded: it is damaged or not an image ({len(content)} bytes)"
+            f"The image file {image} cannot be decoded: it is damaged, not an image, of floating-point numbers, or "
+            f"larger than 10^6 pixels a side ({len(content)} bytes)"
         )
     return pixels
 
@@ -104,7 +116,13 @@ def resize(image: np.ndarray, scale: Sequence[int]) -> tuple[np.ndarray, tuple[f
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, scale)
     resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    return resized, (float(np.float32(new_width / width)), float(np.float32(new_height / height)))
+    return resized, box_factors(image.shape[:2], resized.shape[:2])
+
+
+def box_factors(size: Sequence[int], new_size: Sequence[int]) -> tuple[float, float]:
+    """(w' / w, h' / h), float32 values, of an image that was resized from size (h, w) to new_size (h', w')."""
+    (height, width), (new_height, new_width) = size, new_size
+    return float(np.float32(new_width / width)), float(np.float32(new_height / height))
 
 
 def normalise(image: np.ndarray, config: ImageConfig) -> Tensor:

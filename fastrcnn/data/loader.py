@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastrcnn.config import Config, DataConfig
+from fastrcnn.data.cache import check_cache
 from fastrcnn.data.image import pad_and_batch
 from fastrcnn.data.sample import Dataset, Sample
 from fastrcnn.data.transforms import Item, check_scale, check_scales, test_item, train_item
@@ -39,12 +40,13 @@ class Batch:
     mismatches: dict[int, str] = field(default_factory=dict)  # image id -> complaint about its size
 
 
-def training_dataset(dataset: Dataset) -> Dataset:
+def training_dataset(dataset: Dataset, keep_empty: bool = False) -> Dataset:
     """The dataset that is trained on, by mmdetection's rules, each counted in `dropped`.
 
     Objects: crowds are left out (what they cover is ordinary background), and boxes narrower or lower than one pixel,
     of zero area, or outside the image; other boxes keep what reaches beyond it (train_item clips). Images: those with a
-    side below 32 pixels are left out, then those without an object. Raises ValueError if no image is left.
+    side below 32 pixels are left out, then those without an object, unless keep_empty (config.data.train.keep_empty).
+    Raises ValueError if no image, or no object, is left.
     """
     result = replace(dataset, samples=[], dropped=dict(dataset.dropped), mismatched=set())
     for sample in dataset.samples:
@@ -60,14 +62,16 @@ def training_dataset(dataset: Dataset) -> Dataset:
         result.drop("objects below one pixel or without area", int((degenerate & ~sample.crowd).sum()))
         result.drop("objects outside the image", int((outside & ~degenerate & ~sample.crowd).sum()))
         kept = ~(sample.crowd | outside | degenerate)
-        if not kept.any():
+        if not kept.any() and not keep_empty:
             result.drop("images without objects to train on")
             continue
-        columns = ("boxes", "labels", "areas", "crowd", "difficult")
-        result.samples.append(replace(sample, **{name: getattr(sample, name)[kept] for name in columns}))
-    if not result.samples:
+        result.samples.append(sample.keep(kept))
+    if not any(len(sample.labels) for sample in result.samples):
+        what = "object" if result.samples else "image"
         reasons = "; ".join(f"{count} {rule}" for rule, count in result.dropped.items())
-        raise ValueError(f"{dataset.name}: no image is left to train on. Left out: {reasons or 'nothing, it is empty'}")
+        raise ValueError(
+            f"{dataset.name}: no {what} is left to train on. Left out: {reasons or 'nothing, it is empty'}"
+        )
     return result
 
 
@@ -86,6 +90,7 @@ def train_loader(dataset: Dataset, config: Config, epoch: int, start: int = 0) -
     if not dataset.samples:
         raise ValueError(f"{dataset.name}: the dataset is empty")
     check_scales(config.data.train)
+    check_cache(config.data)
     batches = epoch_batches(dataset, config, epoch)[start:]
     seed = (config.train.seed, epoch, AUGMENTATION)
     return Loader(dataset, batches, partial(_train_item, data=config.data, seed=seed), config)
@@ -94,6 +99,7 @@ def train_loader(dataset: Dataset, config: Config, epoch: int, start: int = 0) -
 def test_loader(dataset: Dataset, config: Config, batch_size: int = 1) -> "Loader":
     """Every image once, in the dataset's order, at data.test.scale; targets are empty."""
     check_scale(config.data.test.scale, "data.test.scale")
+    check_cache(config.data)
     entries = [(index, index) for index in range(len(dataset.samples))]
     batches = [entries[first : first + batch_size] for first in range(0, len(entries), batch_size)]
     return Loader(dataset, batches, partial(_test_item, data=config.data), config)
@@ -191,11 +197,11 @@ class _Items(torch.utils.data.Dataset[Item | Exception]):
 
 
 def _train_item(sample: Sample, entry: int, data: DataConfig, seed: tuple[int, int, int]) -> Item:
-    return train_item(sample, data.train, data.image, np.random.default_rng((*seed, entry)))
+    return train_item(sample, data, np.random.default_rng((*seed, entry)))
 
 
 def _test_item(sample: Sample, entry: int, data: DataConfig) -> Item:
-    return test_item(sample, data.test.scale, data.image)
+    return test_item(sample, data)
 
 
 def _collate(results: list[Item | Exception]) -> Batch | Exception:

@@ -1,8 +1,7 @@
 """What every annotation format is read into: a Dataset of Samples."""
 
-import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,18 @@ class Sample:
 
     image_id: int
     path: Path
-    width: int  # pixels, as annotated; the file's own size counts once it is decoded
+    width: int  # pixels, as annotated; the file's own size counts once it is decoded. 0 x 0: nowhere to be read
     height: int
     boxes: np.ndarray  # float64 [G, 4] xyxy, pixels of the image
     labels: np.ndarray  # int64 [G], index into Dataset.classes
     areas: np.ndarray  # float64 [G], pixels; of the object's mask where the annotations have it, else of the box
     crowd: np.ndarray  # bool [G]: a group of objects (COCO's iscrowd), no training target
     difficult: np.ndarray  # bool [G]: VOC's flag, an ordinary training target that VOC AP ignores
+
+    def keep(self, kept: np.ndarray) -> "Sample":
+        """The same image with the objects of the mask kept, bool [G]."""
+        columns = ("boxes", "labels", "areas", "crowd", "difficult")
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
 
 @dataclass
@@ -33,11 +37,17 @@ class Dataset:
     samples: list[Sample]
     dropped: dict[str, int] = field(default_factory=dict)  # rule in words -> how many it left out
     mismatched: set[int] = field(default_factory=set)  # ids of images whose files had another size than annotated
+    inverted: list[tuple[Path, list[float]]] = field(default_factory=list)  # image and xyxy: x2 < x1 or y2 < y1
 
     def drop(self, rule: str, count: int = 1) -> None:
         """Counts what a rule left out."""
         if count:
             self.dropped[rule] = self.dropped.get(rule, 0) + count
+
+    def drop_inverted(self, path: Path, box: list[float]) -> None:
+        """Counts and notes a box that has a negative width or height."""
+        self.drop("objects whose box has a negative width or height")
+        self.inverted.append((path, box))
 
 
 def make_sample(
@@ -62,21 +72,3 @@ def make_sample(
         crowd=np.array(no if crowd is None else crowd, dtype=bool),
         difficult=np.array(no if difficult is None else difficult, dtype=bool),
     )
-
-
-def check_classes(classes: Sequence[str]) -> list[str]:
-    """The classes that a user asks for, as a list. ValueError: one string instead of a list, or a name given twice."""
-    if isinstance(classes, str):
-        raise ValueError(f"data.classes must be a list of names, got the single string {classes!r}")
-    twice = sorted({name for name in classes if list(classes).count(name) > 1})
-    if twice:
-        raise ValueError(f"data.classes names {', '.join(map(repr, twice))} more than once")
-    return list(classes)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """How an error names the alternatives: the nearest known name, if one is near, and the first 20 known ones."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    listed = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {listed or 'none'}"

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.config import ImageConfig, TrainDataConfig
-from fastrcnn.data.image import normalise, read_image, resize
+from fastrcnn.config import DataConfig, TrainDataConfig
+from fastrcnn.data.cache import read_resized
+from fastrcnn.data.image import normalise
 from fastrcnn.data.sample import Sample
 
 
@@ -25,31 +26,29 @@ class Item:
     mismatch: str | None  # the complaint, if the file has another size than its annotation says
 
 
-def test_item(sample: Sample, scale: Sequence[int], image: ImageConfig) -> Item:
-    """Decodes, resizes to one scale, normalises. No targets: boxes and labels are empty."""
-    pixels = read_image(sample.path)
-    resized, factor = resize(pixels, scale)
+def test_item(sample: Sample, data: DataConfig) -> Item:
+    """Decodes, resizes to data.test.scale, normalises. No targets: boxes and labels are empty."""
+    resized, factor, size = read_resized(sample.path, data.test.scale, data)
     no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    return Item(normalise(resized, image), factor, no_boxes, no_labels, sample.image_id, _mismatch(sample, pixels))
+    return Item(normalise(resized, data.image), factor, no_boxes, no_labels, sample.image_id, mismatch(sample, size))
 
 
-def train_item(sample: Sample, data: TrainDataConfig, image: ImageConfig, random: np.random.Generator) -> Item:
+def train_item(sample: Sample, data: DataConfig, random: np.random.Generator) -> Item:
     """As test_item, with a random scale and flip, and the boxes that follow them.
 
     Boxes of crowds are left out; the others are clipped to the image, and those of which nothing is left (possible only
     if the file has another size than annotated, see training_dataset) are left out too.
     """
-    pixels = read_image(sample.path)
-    resized, factor = resize(pixels, random_scale(data, random))
+    resized, factor, size = read_resized(sample.path, random_scale(data.train, random), data)
     height, width = resized.shape[:2]
     boxes = sample.boxes.astype(np.float32) * np.array(factor * 2, np.float32)
-    if random.random() < data.flip:
+    if random.random() < data.train.flip:
         resized = cv2.flip(resized, 1)
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~sample.crowd
     targets = torch.from_numpy(boxes[kept]), torch.from_numpy(sample.labels[kept])
-    return Item(normalise(resized, image), factor, *targets, sample.image_id, _mismatch(sample, pixels))
+    return Item(normalise(resized, data.image), factor, *targets, sample.image_id, mismatch(sample, size))
 
 
 def check_scales(data: TrainDataConfig) -> None:
@@ -82,8 +81,12 @@ def random_scale(data: TrainDataConfig, random: np.random.Generator) -> Sequence
     return data.scales[int(random.integers(len(data.scales)))]
 
 
-def _mismatch(sample: Sample, pixels: np.ndarray) -> str | None:
-    height, width = pixels.shape[:2]
+def mismatch(sample: Sample, size: tuple[int, int]) -> str | None:
+    """The complaint, if the (height, width) of the file is not what its annotation says."""
+    height, width = size
     if (width, height) == (sample.width, sample.height):
         return None
-    return f"{sample.path} is {width} x {height} pixels, its annotation says {sample.width} x {sample.height}"
+    complaint = f"{sample.path} is {width} x {height} pixels, its annotation says {sample.width} x {sample.height}"
+    if (height, width) == (sample.width, sample.height):
+        complaint += " (exchanged: was it annotated before its EXIF orientation was applied?)"
+    return complaint

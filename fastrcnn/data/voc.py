@@ -5,19 +5,17 @@ labelling tools that write the same XML (labelImg and its kin) count from 0: not
 difference is one pixel at most, and detections come out in the annotations' own coordinates.
 """
 
-import difflib
 import math
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from fastrcnn.data.image import read_image
-from fastrcnn.data.sample import Dataset, check_classes, make_sample, nearest
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from fastrcnn.data.classes import select_classes
+from fastrcnn.data.image import SUFFIXES
+from fastrcnn.data.image_size import size_or_zero
+from fastrcnn.data.sample import Dataset, make_sample
 
 
 class _Object(NamedTuple):
@@ -26,7 +24,9 @@ class _Object(NamedTuple):
     difficult: bool
 
 
-def read_voc(annotations: str | Path, images: str | Path, classes: Sequence[str] = ()) -> Dataset:
+def read_voc(
+    annotations: str | Path, images: str | Path, classes: Sequence[str] = (), rename: Mapping[str, str] | None = None
+) -> Dataset:
     """Reads Pascal VOC annotations.
 
     Args:
@@ -35,43 +35,36 @@ def read_voc(annotations: str | Path, images: str | Path, classes: Sequence[str]
             exists: <images>/../Annotations, <the text file's folder>/../../Annotations, the text file's folder.
         images: the folder of the images. An image is found by the stem of its XML file; if several files or none have
             that stem, by the XML's <filename>.
-        classes: names to keep, in label order; objects of other classes are left out and counted per name, their images
-            stay. Empty: every name in the files, sorted. (Give the training classes to read validation data, which may
-            not have all of them: a name without any object is a warning, or an error if it looks like a misspelling.)
+        classes, rename: as in select_classes. No classes: every name in the files, sorted. (Give the training classes
+            to read validation data, which may not have all of them: a name without any object is a warning, or an error
+            if it looks like a misspelling.)
     Returns:
         A Dataset with one Sample per XML file; image ids count from 1, category ids are label + 1, areas are those of
-        the boxes, nothing is crowd. A box with a negative width or height is left out and counted. An image whose XML
-        has no <size>, or a zero one (some tools do that), is decoded for it.
+        the boxes, nothing is crowd. A box with a negative width or height is left out and counted. Where the XML has no
+        <size>, or a zero one (some tools do that), the image is asked. (read_dataset checks that the images are there.)
     Raises:
-        FileNotFoundError: a folder, the text file, an XML file or an image is missing.
+        FileNotFoundError: a folder, the text file or an XML file is missing.
         ValueError: no images, broken or non-VOC XML, an XML document type (entities are never read), a missing element,
             a coordinate that is not a finite number, an unknown name in classes. The message names the file.
     """
-    folder, wanted = Path(images), check_classes(classes)
+    folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"No image folder {folder} (for {annotations})")
     files = _xml_files(Path(annotations), folder)
     roots = [_parse(file) for file in files]
     objects = [_objects(root, file) for root, file in zip(roots, files, strict=True)]
-    counts = Counter(item.name for items in objects for item in items)
-    names = wanted or sorted(counts)
-    if not names:
-        raise ValueError(f"{annotations}: the dataset has no object in its {len(files)} files, so no classes")
-    _check_absent(names, counts, str(annotations))
-
+    names = sorted({item.name for items in objects for item in items})
     dataset = Dataset(str(annotations), names, list(range(1, len(names) + 1)), samples=[])
-    for name, count in sorted(counts.items()):
-        if name not in names:
-            dataset.drop(f"objects of class {name!r}, which is not in data.classes", count)
     stems: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             stems[path.stem].append(path)
     for index, (file, root, items) in enumerate(zip(files, roots, objects, strict=True)):
-        kept = [item for item in items if item.name in names and _sides(item)[0] >= 0 and _sides(item)[1] >= 0]
-        inverted = sum(item.name in names for item in items) - len(kept)
-        dataset.drop("objects whose box has a negative width or height", inverted)
         path = _image_path(root, file, folder, stems)
+        kept = [item for item in items if min(_sides(item)) >= 0]
+        for item in items:
+            if min(_sides(item)) < 0:
+                dataset.drop_inverted(path, item.box)
         dataset.samples.append(
             make_sample(
                 image_id=index + 1,
@@ -83,7 +76,7 @@ def read_voc(annotations: str | Path, images: str | Path, classes: Sequence[str]
                 difficult=[item.difficult for item in kept],
             )
         )
-    return dataset
+    return select_classes(dataset, classes, rename or {}, declared=False)
 
 
 def _xml_files(annotations: Path, images: Path) -> list[Path]:
@@ -95,7 +88,7 @@ def _xml_files(annotations: Path, images: Path) -> list[Path]:
         return files
     if not annotations.is_file():
         raise FileNotFoundError(f"No annotation folder or list of image names {annotations}")
-    names = [line.strip() for line in annotations.read_text(encoding="utf-8", errors="replace").splitlines()]
+    names = [line.strip() for line in annotations.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     names = [name for name in names if name]
     if not names:
         raise ValueError(f"The dataset is empty: no image name in {annotations}")
@@ -162,27 +155,19 @@ def _sides(item: _Object) -> tuple[float, float]:
     return x2 - x1, y2 - y1
 
 
-def _check_absent(names: list[str], counts: Counter[str], where: str) -> None:
-    """A class without objects is a mistake if its name is near to one that was not asked for, or if all are absent."""
-    others = sorted(set(counts) - set(names))
-    for name in names:
-        if name not in counts:
-            message = f"data.classes: {where} has no object of class {name!r}. {nearest(name, sorted(counts))}"
-            if others and (difflib.get_close_matches(name, others) or not set(names) & set(counts)):
-                raise ValueError(message)
-            warnings.warn(message, stacklevel=3)
-
-
 def _image_path(root: ElementTree.Element, file: Path, folder: Path, stems: dict[str, list[Path]]) -> Path:
+    """Of an image that is missing, where it should be."""
     same_stem, named = stems[file.stem], folder / (root.findtext("filename") or "").strip()
     if len(same_stem) == 1:
         return same_stem[0]
     if named.is_file():
         return named
-    raise FileNotFoundError(
-        f"{file}: expected one image {file.stem}.<suffix> in {folder}, or the one that <filename> names "
-        f"({named.name!r}); found {', '.join(path.name for path in same_stem) or 'neither'}"
-    )
+    if same_stem:
+        raise ValueError(
+            f"{file}: expected one image {file.stem}.<suffix> in {folder}, or the one that <filename> names "
+            f"({named.name!r}); found {', '.join(path.name for path in same_stem)}"
+        )
+    return named if named.suffix.lower() in SUFFIXES else folder / f"{file.stem}.jpg"
 
 
 def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:
@@ -193,5 +178,4 @@ def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:
         width = height = 0
     if width > 0 and height > 0:
         return width, height
-    height, width = read_image(path).shape[:2]
-    return width, height
+    return size_or_zero(path)

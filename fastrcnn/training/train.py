@@ -61,8 +61,9 @@ def train(config: Config, resume: bool = False) -> dict:
     epochs = config.schedule.epochs
 
     # Data
-    train_set = training_dataset(read_dataset(config.data.train, config.data.classes))
-    val_set = read_dataset(config.data.val, train_set.classes)
+    annotated = read_dataset(config.data.train, config.data.classes, config.data.rename)
+    train_set = training_dataset(annotated, config.data.train.keep_empty)
+    val_set = read_dataset(config.data.val, train_set.classes, config.data.rename)
     check_classes(train_set, config)
     say(f"Training:   {summary(train_set)}\nValidation: {summary(val_set)}")
 
