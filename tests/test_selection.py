@@ -294,7 +294,7 @@ def test_wrong_settings(device, settings, message):
 def test_wrong_python_types(name, value, message):
     with pytest.raises(TypeError, match=message):
         ops.select_detections(*(ARGUMENTS | {name: value}).values(), 0.05, 0.5, 3, MEANS, STDS)
-    with pytest.raises(TypeError, match="means: expected a list of numbers, got float 0.0"):
+    with pytest.raises(TypeError, match=r"means: expected a list of numbers, got float 0\.0"):
         ops.select_detections(*ARGUMENTS.values(), 0.05, 0.5, 3, 0.0, STDS)
 
 
