@@ -33,6 +33,9 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
   m.def(
       "iou_loss(Tensor pred, Tensor target, str kind, str mode, float eps, float beta) "
       "-> (Tensor loss, Tensor derivative)");
+  m.def(
+      "_iou_loss(Tensor pred, Tensor target, str kind, str mode, float eps, float beta) "
+      "-> (Tensor loss, Tensor derivative)");
   m.def("_iou_loss_backward(Tensor grad, Tensor derivative) -> Tensor");
   m.def(
       "generate_proposals(Tensor[] objectness, Tensor[] deltas, Tensor[] anchors, Tensor image_sizes, SymInt pre_nms, "

@@ -63,6 +63,11 @@ def test_grid_anchors_not_contiguous(device):
     assert_close(ops.grid_anchors([(3, 4)], (8,), [base]), reference.grid_anchors([(3, 4)], (8,), [base]), **EXACT)
 
 
+def test_grid_anchors_have_no_gradient(device):
+    base = ops.base_anchors(8, (8,), RATIOS).to(device).requires_grad_()
+    assert not ops.grid_anchors([(2, 3)], (8,), [base])[0].requires_grad
+
+
 def test_same_for_any_number_of_threads():
     base = ops.base_anchors(4, (8,), RATIOS)
     assert_same_for_any_number_of_threads(lambda: ops.grid_anchors([(200, 336)], (4,), [base]))
@@ -89,6 +94,13 @@ def test_compile_and_export(device):
         ((0, (8,), RATIOS), "size: expected a positive number, got 0"),
         ((4, (8, -1), RATIOS), "scales: expected positive numbers, got -1"),
         ((4, (8,), (1, 0)), "ratios: expected positive numbers, got 0"),
+        ((float("inf"), (8,), RATIOS), "size: expected a positive number, got inf"),
+        ((4, (float("nan"),), RATIOS), "scales: expected positive numbers, got -?nan"),
+        ((4, (8,), (1e-60,)), r"ratios: expected positive numbers, got 1e-60 \(0 in float32\)"),
+        ((8, 8, RATIOS), "scales: expected a list of numbers, got int 8"),
+        ((8, (8,), 0.5), "ratios: expected a list of numbers, got float 0.5"),
+        ((8, (8,), ("1", "2")), "ratios: expected a list of numbers, got tuple"),
+        (((8, 8), (8,), RATIOS), "size: expected a number, got tuple"),
     ],
 )
 def test_wrong_input_of_base_anchors(arguments, message):
@@ -105,6 +117,14 @@ BASE = torch.zeros(3, 4)
         (([(2, 3)], (8,), [BASE[:, :3]]), r"base_anchors: expected shape \[A, 4\], got \[3, 3\]"),
         (([(2, 3)], (8,), [BASE.half()]), "base_anchors: expected dtype float32 or float64, got float16"),
         (([(-1, 3)], (8,), [BASE]), "expected.*got -1"),
+        (([7], (8,), [BASE]), r"feature_sizes\[0\]: expected whole numbers \(height, width\), got 7"),
+        (([(2, 3), (1, 2, 3)], (8, 9), [BASE, BASE]), r"feature_sizes\[1\]: expected .*, got \(1, 2, 3\)"),
+        (([(2, 3.5)], (8,), [BASE]), r"feature_sizes\[0\]: expected .*, got \(2, 3.5\)"),
+        ((8, (8,), [BASE]), r"feature_sizes: expected a list of \(height, width\), got int"),
+        (([(2, 3)], 8, [BASE]), "strides: expected a list of numbers, got int 8"),
+        (([(2, 3)], (float("inf"),), [BASE]), "strides: expected positive numbers, got inf"),
+        (([(2, 3)], (8,), BASE), "base_anchors: expected a list of tensors, one per level, got Tensor"),
+        (([(2, 3)], (8,), [BASE.tolist()]), r"base_anchors\[0\]: expected a tensor, got list"),
         (([(2, 3)], (0,), [BASE]), "stride.*expected.*got 0"),
         (([(2, 3)], (8, 16), [BASE]), "expected.*got.*2"),
     ],

@@ -195,6 +195,8 @@ BOXES = torch.zeros(3, 4)
         (BOXES, BOXES[0], RPN, r"gt_boxes: expected shape \[G, 4\], got \[4\]"),
         (BOXES.half(), BOXES, RPN, "boxes: expected dtype float32 or float64, got float16"),
         (BOXES, BOXES.double(), RPN, "gt_boxes: expected dtype float32, got float64"),
+        (BOXES.tolist(), BOXES, RPN, "boxes: expected a tensor, got list"),
+        (BOXES, BOXES.tolist(), RPN, "gt_boxes: expected a tensor, got list"),
         (BOXES, BOXES, (1.5, 0.3, 0.3, True), r"pos_iou: expected a number in \[0, 1\], got 1.5"),
         (BOXES, BOXES, (0.7, NAN, 0.3, True), r"neg_iou: expected a number in \[0, 1\], got -?nan"),
         (BOXES, BOXES, (0.7, 0.3, -0.1, True), r"min_pos_iou: expected a number in \[0, 1\], got -0.1"),

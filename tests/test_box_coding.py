@@ -182,6 +182,14 @@ def test_same_for_any_number_of_threads():
     assert_same_for_any_number_of_threads(compute)
 
 
+def test_image_sizes_have_no_gradient(device):
+    """As the boxes, they are constants."""
+    sizes = torch.tensor([50.0, 60.0], device=device, requires_grad=True)
+    boxes, deltas = torch.rand(3, 4, device=device), torch.rand(3, 8, device=device)
+    assert not ops.decode_boxes(boxes, deltas, MEANS, STDS, sizes).requires_grad
+    assert ops.decode_boxes(boxes, deltas.requires_grad_(), MEANS, STDS, sizes).requires_grad
+
+
 # --- torch.library, torch.compile, torch.export -----------------------------------------------------------------------
 
 
@@ -231,6 +239,8 @@ BOXES, DELTAS = torch.zeros(3, 4), torch.zeros(3, 8)
         (BOXES[:, :3], BOXES, r"boxes: expected shape \[n, 4\], got \[3, 3\]"),
         (BOXES, BOXES[:2], r"targets: expected shape .*got \[2, 4\]"),
         (BOXES.half(), BOXES, "boxes: expected dtype float32 or float64, got float16"),
+        (BOXES.tolist(), BOXES, "boxes: expected a tensor, got list"),
+        (BOXES, BOXES.tolist(), "targets: expected a tensor, got list"),
         (BOXES, BOXES.double(), "targets: expected dtype float32, got float64"),
     ],
 )
@@ -246,6 +256,10 @@ def test_wrong_input_of_encode(boxes, targets, message):
         (BOXES, DELTAS[:2], {}, r"deltas: expected shape .*got \[2, 8\]"),
         (BOXES, DELTAS[:, :6], {}, r"deltas: expected.*got.*6"),
         (BOXES, DELTAS.long(), {}, "deltas: expected dtype float32, got int64"),
+        (BOXES.tolist(), DELTAS, {}, "boxes: expected a tensor, got list"),
+        (BOXES, DELTAS.tolist(), {}, "deltas: expected a tensor, got list"),
+        (BOXES, DELTAS, {"means": 0.5}, "means: expected a list of numbers, got float 0.5"),
+        (BOXES, DELTAS, {"max_shape": 5}, "max_shape: expected a list of numbers, got int 5"),
         (BOXES, DELTAS, {"means": (0.0, 0.0)}, "means.*expected.*4.*got.*2"),
         (BOXES, DELTAS, {"stds": (1.0,) * 5}, "stds.*expected.*4.*got.*5"),
         (BOXES, DELTAS, {"max_shape": torch.zeros(2, 2)}, r"max_shape: expected.*per box \(3\), got.* 2"),

@@ -55,6 +55,16 @@ def test_union_below_the_smallest(device):
     assert_close(ops.box_iou(tiny, tiny), torch.tensor([[0.25]], device=device))
 
 
+def test_areas_beyond_the_type(device):
+    """0 where the sum of the areas is infinite, also with the box itself; just below, the true number."""
+    huge = torch.tensor([[0, 0, side, side] for side in (1e18, 1.2e19, 1.4e19, 1.9e19, 1e20, 3e38)], device=device)
+    iou = ops.box_iou(huge, huge)
+    assert_close(iou[:2, :2], torch.tensor([[1, 1 / 144], [1 / 144, 1]], device=device))
+    assert iou[2, 2] == 0 and iou[3:].count_nonzero() == 0 and iou[:, 3:].count_nonzero() == 0
+    assert_close(iou, reference.box_iou(huge, huge), rtol=0, atol=0)
+    assert ops.nms(huge[2:], torch.ones(4, device=device), 0.0).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
 def test_no_boxes(device, n, m):
     assert ops.box_iou(torch.zeros(n, 4, device=device), torch.zeros(m, 4, device=device)).shape == (n, m)
@@ -89,6 +99,8 @@ BOXES = torch.zeros(3, 4)
         (BOXES[:, :3], BOXES, r"a: expected shape \[n, 4\], got \[3, 3\]"),
         (BOXES, BOXES[0], r"b: expected shape \[m, 4\], got \[4\]"),
         (BOXES.half(), BOXES, "a: expected dtype float32 or float64, got float16"),
+        (BOXES.tolist(), BOXES, "a: expected a tensor, got list"),
+        (BOXES, None, "b: expected a tensor, got NoneType"),
         (BOXES, BOXES.double(), "b: expected dtype float32, got float64"),
     ],
 )

@@ -141,6 +141,43 @@ def test_target_has_no_gradient(device):
     assert target.grad is None and pred.grad is not None
 
 
+@losses
+@types
+def test_gradient_of_a_sum(device, dtype, loss):
+    """The gradient of a sum is one number for all boxes, that of a sum of columns one for each: neither is copied."""
+    pred, target = random_pairs(50, device, dtype)
+    leaf = pred.requires_grad_()
+    value = ops.iou_loss(leaf, target, **loss)
+    weight = torch.rand(value.shape, generator=seeded(3)).to(value)
+    rows, columns = weight[:1].expand_as(value), weight.t().contiguous().t()
+    for expanded in (value.new_tensor(0.5).expand_as(value), rows, columns):
+        (gradient,) = torch.autograd.grad(value, leaf, expanded, retain_graph=True)
+        (expected,) = torch.autograd.grad(value, leaf, expanded.contiguous(), retain_graph=True)
+        assert_close(gradient, expected, rtol=0, atol=0)
+
+
+@losses
+def test_eager_equals_the_operator(device, loss):
+    """In eager mode a shorter way than the operator's own autograd leads to the same numbers."""
+    pred, target = random_pairs(50, device)
+    operator = torch.ops.fastrcnn.iou_loss.default
+    settings = loss["kind"], loss.get("mode", "log"), 1e-3, 0.2
+    expected = value_and_gradient(lambda p, t: operator(p, t, *settings)[0], pred, target)
+    assert_close(value_and_gradient(ops.iou_loss, pred, target, **loss, eps=1e-3), expected, rtol=0, atol=0)
+
+
+def test_exported_loss_has_a_gradient(device):
+    class Loss(torch.nn.Module):
+        def forward(self, pred, target):
+            return ops.iou_loss(pred, target, "giou")
+
+    pred, target = random_pairs(9, device)
+    exported = torch.export.export(Loss(), (pred.requires_grad_(), target)).module()
+    assert_close(
+        value_and_gradient(exported, pred, target), value_and_gradient(ops.iou_loss, pred, target, kind="giou")
+    )
+
+
 def test_double_backward_is_an_error(device):
     pred, target = random_pairs(9, device)
     (gradient,) = torch.autograd.grad(ops.iou_loss(pred.requires_grad_(), target).sum(), pred, create_graph=True)
@@ -275,6 +312,12 @@ def test_compiled_gradient(device, loss):
 BOXES = torch.zeros(3, 4)
 
 
+def test_lists_instead_of_boxes():
+    for pred, target, name in ((BOXES.tolist(), BOXES, "pred"), (BOXES, BOXES.tolist(), "target")):
+        with pytest.raises(TypeError, match=f"{name}: expected a tensor, got list"):
+            ops.iou_loss(pred, target)
+
+
 @pytest.mark.parametrize(
     ("pred", "target", "settings", "message"),
     [
@@ -287,7 +330,11 @@ BOXES = torch.zeros(3, 4)
         (BOXES, BOXES, {"mode": "cubic"}, "mode: expected log, linear or square, got cubic"),
         (BOXES, BOXES, {"eps": 0.0}, "eps: expected a positive number, got 0"),
         (BOXES, BOXES, {"eps": NAN}, "eps: expected a positive number, got nan"),
+        (BOXES, BOXES, {"eps": INF}, "eps: expected a positive number, got inf"),
+        (BOXES, BOXES, {"eps": 1e-60}, r"eps: expected a positive number, got 1e-60 \(0 in float32\)"),
         (BOXES, BOXES, {"beta": -1.0}, "beta: expected a positive number, got -1"),
+        (BOXES, BOXES, {"beta": NAN}, "beta: expected a positive number, got nan"),
+        (BOXES, BOXES, {"beta": INF}, "beta: expected a positive number, got inf"),
     ],
 )
 def test_wrong_input(device, pred, target, settings, message):

@@ -259,6 +259,8 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         (BOXES, SCORES[:2], {}, r"scores: expected shape .*got \[.*2\]"),
         (BOXES, SCORES, {"iou_threshold": 1.5}, r"iou_threshold: expected a number in \[0, 1\], got 1.5"),
         (BOXES, SCORES, {"iou_threshold": NAN}, r"iou_threshold: expected a number in \[0, 1\], got -?nan"),
+        (BOXES.tolist(), SCORES, {}, "boxes: expected a tensor, got list"),
+        (BOXES, SCORES.tolist(), {}, "scores: expected a tensor, got list"),
         (BOXES, SCORES, {"max_output": -1}, "max_output: expected 0 or more, got -1"),
     ],
 )

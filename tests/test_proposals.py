@@ -255,9 +255,9 @@ def small() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     [
         (lambda o, d, a: (o, d, []), "one of each per level"),
         (lambda o, d, a: ([], [], []), "one of each per level"),
-        (lambda o, d, a: (o, [d[0][:, :3]], a), r"deltas: expected .* \[2, 4, 2, 3\], got \[2, 3, 2, 3\]"),
-        (lambda o, d, a: (o, d, [a[0][:5]]), r"anchors: expected .* \[6, 4\], got \[5, 4\]"),
-        (lambda o, d, a: ([o[0][0]], d, a), r"objectness: expected .* got \[1, 2, 3\]"),
+        (lambda o, d, a: (o, [d[0][:, :3]], a), r"deltas\[0\]: expected .* \[2, 4, 2, 3\], got \[2, 3, 2, 3\]"),
+        (lambda o, d, a: (o, d, [a[0][:5]]), r"anchors\[0\]: expected .* \[6, 4\], got \[5, 4\]"),
+        (lambda o, d, a: ([o[0][0]], d, a), r"objectness\[0\]: expected .* got \[1, 2, 3\]"),
     ],
 )
 def test_wrong_shapes(change, message):
@@ -271,9 +271,9 @@ def test_wrong_shapes(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda o, d, a: ([o[0].long()], d, a), "objectness: expected dtype float32, .*, got int64"),
-        (lambda o, d, a: (o, [d[0].int()], a), "deltas: expected dtype float32, .*, got int32"),
-        (lambda o, d, a: (o, d, [a[0].double()]), "anchors: expected dtype float32, got float64"),
+        (lambda o, d, a: ([o[0].long()], d, a), r"objectness\[0\]: expected dtype float32, .*, got int64"),
+        (lambda o, d, a: (o, [d[0].int()], a), r"deltas\[0\]: expected dtype float32, .*, got int32"),
+        (lambda o, d, a: (o, d, [a[0].double()]), r"anchors\[0\]: expected dtype float32, got float64"),
     ],
 )
 def test_wrong_types(change, message):
@@ -287,6 +287,7 @@ def test_wrong_types(change, message):
         ((-1, 10, 0.7), "pre_nms: expected 0 or more, got -1"),
         ((10, -1, 0.7), "post_nms: expected 0 or more, got -1"),
         ((10, 10, 1.5), r"iou_threshold: expected a number in \[0, 1\], got 1.5"),
+        ((10, 10, 0.7, NAN), "min_size: expected a number, got -?nan"),
         ((10, 10, NAN), r"iou_threshold: expected a number in \[0, 1\], got -?nan"),
     ],
 )
@@ -295,7 +296,32 @@ def test_wrong_settings(settings, message):
         ops.generate_proposals(*small(), [(16, 24), (16, 24)], *settings)
 
 
+def test_errors_name_the_level():
+    """Of two levels the second one is wrong, in one of its tensors."""
+    right = [level * 2 for level in small()]
+    wrong = {
+        "objectness": torch.zeros(3, 1),
+        "deltas": torch.zeros(2, 4, 2, 2),
+        "anchors": torch.zeros(5, 4),
+    }
+    for i, (name, tensor) in enumerate(wrong.items()):
+        levels = [list(level) for level in right]
+        levels[i][1] = tensor
+        with pytest.raises(ValueError, match=rf"{name}\[1\]: expected shape .*, got"):
+            ops.generate_proposals(*levels, [(16, 24), (16, 24)], 10, 10, 0.7)
+        with pytest.raises(RuntimeError, match=rf"{name}\[1\]: expected shape .*, got"):
+            torch.ops.fastrcnn.generate_proposals(*levels, torch.ones(2, 2), 10, 10, 0.7, 0.0)
+        levels[i][1] = tensor.tolist()
+        with pytest.raises(TypeError, match=rf"{name}\[1\]: expected a tensor, got list"):
+            ops.generate_proposals(*levels, [(16, 24), (16, 24)], 10, 10, 0.7)
+        levels[i] = tensor
+        with pytest.raises(TypeError, match=f"{name}: expected a list of tensors, one per level, got Tensor"):
+            ops.generate_proposals(*levels, [(16, 24), (16, 24)], 10, 10, 0.7)
+
+
 def test_wrong_image_sizes():
+    with pytest.raises(TypeError, match="image_sizes: expected a tensor or a list of pairs of numbers, got None"):
+        ops.generate_proposals(*small(), None, 10, 10, 0.7)
     with pytest.raises(ValueError, match=r"image_sizes: expected .* \[2, 2\], got \[1, 2\]"):
         ops.generate_proposals(*small(), [(16, 24)], 10, 10, 0.7)
 

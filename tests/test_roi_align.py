@@ -317,6 +317,12 @@ FEATURES, ROIS = torch.zeros(2, 3, 8, 8), torch.zeros(4, 5)
         (FEATURES, ROIS + NAN, {}, "expected the index of one of 2 images.*got -?nan"),
         (FEATURES, ROIS, {"output_size": 0}, "output_size: expected 1 to 32768 bins per side, got 0 x 0"),
         (FEATURES, ROIS, {"spatial_scale": -1.0}, "spatial_scale: expected a positive number, got -1"),
+        (FEATURES, ROIS, {"spatial_scale": 0.0}, "spatial_scale: expected a positive number, got 0"),
+        (FEATURES, ROIS, {"spatial_scale": float("nan")}, "spatial_scale: expected a positive number, got -?nan"),
+        (FEATURES, ROIS, {"spatial_scale": float("inf")}, "spatial_scale: expected a positive number, got inf"),
+        (FEATURES, ROIS, {"spatial_scale": 1e300}, r"spatial_scale: expected .*, got 1e\+300 \(inf in float32\)"),
+        (FEATURES, ROIS, {"spatial_scale": [1.0]}, "spatial_scale: expected a number, got list"),
+        ([FEATURES], ROIS, {}, "features: expected a tensor, got list"),
     ],
 )
 def test_wrong_input(features, rois, settings, message):
@@ -330,7 +336,11 @@ def test_wrong_input(features, rois, settings, message):
         ([], (), "features: expected at least one level, got none"),
         ([FEATURES], (4, 8), "expected one stride per level, got 1 levels and 2 strides"),
         ([FEATURES, FEATURES[:1]], (4, 8), r"the same N and C in every level, got \[2, 3, 8, 8\] and \[1, 3, 8, 8\]"),
-        ([FEATURES, FEATURES.double()], (4, 8), "features: expected dtype float32, got float64"),
+        ([FEATURES, FEATURES.double()], (4, 8), r"features\[1\]: expected dtype float32, got float64"),
+        ([FEATURES, FEATURES[0]], (4, 8), r"features\[1\]: expected shape .* got \[3, 8, 8\]"),
+        ([FEATURES, FEATURES.tolist()], (4, 8), r"features\[1\]: expected a tensor, got list"),
+        ([FEATURES], 4, "strides: expected a list of numbers, got int 4"),
+        ([FEATURES], (1e-310,), "expected a positive number, got inf"),
         ([FEATURES], (0,), "stride.*expected.*positive.*got"),
     ],
 )

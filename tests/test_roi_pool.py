@@ -169,6 +169,18 @@ def test_deterministic_backward(device, dtype):
     assert_close(given, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_edges_beyond_what_can_be_counted(device, dtype):
+    """Edges beyond 2^30 cells count as 2^30, in the definition too."""
+    features = random_features(1, 2, 9, 8, dtype=dtype, device=device)
+    edges = [(-1e10, 3.0), (-4.0, 1e10), (-1e10, 1e10), (-1e30, 2e9), (-(2.0**30) * 4, 2.0**30 * 4), (-3e38, 3e38)]
+    rois = torch.tensor([[0, x1, y1, x2, y2] for x1, x2 in edges for y1, y2 in edges], dtype=dtype, device=device)
+    for size in (1, 2, 7):
+        pooled = ops.roi_pool(features, rois, size, 0.25)
+        assert_close(pooled, reference.roi_pool(features, rois, size, 0.25), rtol=0, atol=0)
+        assert pooled.count_nonzero() > 0
+
+
 def test_rois_have_no_gradient(device):
     features, rois = random_features(2, 3, 25, 22, device=device), random_rois(4, 2, device=device).requires_grad_()
     assert not ops.roi_pool(features, rois, 7, 0.25).requires_grad
@@ -274,6 +286,13 @@ FEATURES, ROIS = torch.zeros(2, 3, 8, 8), torch.zeros(4, 5)
         (FEATURES, ROIS + NAN, {}, "expected the index of one of 2 images.*got -?nan"),
         (FEATURES, ROIS, {"output_size": 0}, "output_size: expected 1 to 32768 bins per side, got 0 x 0"),
         (FEATURES, ROIS, {"spatial_scale": -1.0}, "spatial_scale: expected a positive number, got -1"),
+        (FEATURES, ROIS, {"spatial_scale": 0.0}, "spatial_scale: expected a positive number, got 0"),
+        (FEATURES, ROIS, {"spatial_scale": NAN}, "spatial_scale: expected a positive number, got -?nan"),
+        (FEATURES, ROIS, {"spatial_scale": INF}, "spatial_scale: expected a positive number, got inf"),
+        (FEATURES, ROIS, {"spatial_scale": 1e-60}, r"spatial_scale: expected .*, got 1e-60 \(0 in float32\)"),
+        (FEATURES, ROIS, {"spatial_scale": "1"}, "spatial_scale: expected a number, got str '1'"),
+        (FEATURES, ROIS.tolist(), {}, r"rois: expected one tensor \[R, 5\].*, got list"),
+        ([FEATURES], ROIS, {}, "features: expected a tensor, got list"),
     ],
 )
 def test_wrong_input(features, rois, settings, message):

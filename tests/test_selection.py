@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import assert_compiles_and_exports, assert_same_for_any_number_of_threads, random_rois, seeded
+from cuda_emulator import emulated
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -270,14 +271,56 @@ def test_wrong_types(name, value, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ((NAN, 0.5, 3, MEANS, STDS), "score_threshold: expected a number, got -?nan"),
+        ((0.05, NAN, 3, MEANS, STDS), r"iou_threshold: expected a number in \[0, 1\], got -?nan"),
         ((0.05, -0.1, 3, MEANS, STDS), r"iou_threshold: expected a number in \[0, 1\], got -0.1"),
         ((0.05, 0.5, -1, MEANS, STDS), "max_output: expected 0 or more, got -1"),
         ((0.05, 0.5, 3, MEANS[:3], STDS), "means: expected 4 numbers .* got 3"),
     ],
 )
-def test_wrong_settings(settings, message):
+def test_wrong_settings(device, settings, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.select_detections(*ARGUMENTS.values(), *settings)
+        ops.select_detections(*(value.to(device) for value in ARGUMENTS.values()), *settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logits", [[0.0, 0.0]], "logits: expected a tensor, got list"),
+        ("image_sizes", "large", "image_sizes: expected a tensor or a list of pairs of numbers, got 'large'"),
+        ("scale_factors", [(1,), (1, 2)], "scale_factors: expected a tensor or a list of pairs of numbers, got"),
+    ],
+)
+def test_wrong_python_types(name, value, message):
+    with pytest.raises(TypeError, match=message):
+        ops.select_detections(*(ARGUMENTS | {name: value}).values(), 0.05, 0.5, 3, MEANS, STDS)
+    with pytest.raises(TypeError, match=r"means: expected a list of numbers, got float 0\.0"):
+        ops.select_detections(*ARGUMENTS.values(), 0.05, 0.5, 3, 0.0, STDS)
+
+
+WRONG_FACTORS = pytest.mark.parametrize("factor", [0.0, -1.0, NAN, INF, -INF])
+
+
+@WRONG_FACTORS
+def test_wrong_scale_factor(factor):
+    for factors in ([(1.0, 1.0), (factor, 1.0)], [(1.0, 1.0), (1.0, factor)]):
+        arguments = ARGUMENTS | {"image_sizes": [(9.0, 9.0)] * 2, "scale_factors": factors}
+        with pytest.raises(RuntimeError, match=r"scale_factors\[1\]: expected two positive numbers .* got .* and"):
+            ops.select_detections(*arguments.values(), 0.05, 0.5, 3, MEANS, STDS)
+
+
+@WRONG_FACTORS
+def test_wrong_scale_factor_without_waiting(factor):
+    """On CUDA nobody looks: the image with it has no detections, the others have theirs."""
+    outputs = random_outputs()
+    sizes, settings = torch.tensor(IMAGES), (0.05, 0.5, 100, MEANS, STDS)
+    with emulated():
+        expected = ops.select_detections(*outputs, sizes, torch.tensor(FACTORS), *settings)
+        for wrong in ((factor, 0.5), (0.5, factor)):
+            actual = ops.select_detections(*outputs, sizes, torch.tensor([wrong, FACTORS[1]]), *settings)
+            assert actual[3].tolist() == [0, expected[3][1].item()]
+            assert all(values[0].count_nonzero() == 0 for values in actual[:3])
+            assert_close([values[1] for values in actual], [values[1] for values in expected], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("index", [1.0, -2.0, 0.5, NAN, INF])

@@ -15,7 +15,7 @@ inline void check_grid_anchors(const Tensor& base_anchors, int64_t height, int64
   check_coordinates(base_anchors, "base_anchors");
   FASTRCNN_CHECK(height >= 0 && width >= 0, "feature_sizes: expected sizes of 0 or more cells, got ", height, " x ",
                  width);
-  FASTRCNN_CHECK(stride > 0, "strides: expected positive numbers, got ", stride);
+  check_positive<float>(stride, "strides", "positive numbers");
 }
 
 }  // namespace fastrcnn

@@ -10,9 +10,9 @@ namespace {
 constexpr int64_t kAnchorsPerThread = 32768;  // below this a second thread costs more than it saves
 
 Tensor base_anchors(double size, std::vector<double> scales, std::vector<double> ratios) {
-  FASTRCNN_CHECK(size > 0, "size: expected a positive number, got ", size);
-  for (const double scale : scales) FASTRCNN_CHECK(scale > 0, "scales: expected positive numbers, got ", scale);
-  for (const double ratio : ratios) FASTRCNN_CHECK(ratio > 0, "ratios: expected positive numbers, got ", ratio);
+  check_positive<float>(size, "size");
+  for (const double scale : scales) check_positive<float>(scale, "scales", "positive numbers");
+  for (const double ratio : ratios) check_positive<float>(ratio, "ratios", "positive numbers");
   const auto num_anchors = static_cast<int64_t>(scales.size() * ratios.size());
   Tensor out = torch::stable::empty({num_anchors, 4}, ScalarType::Float);
   auto* box = reinterpret_cast<Box<float>*>(out.mutable_data_ptr<float>());

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -103,6 +104,20 @@ inline void check_same_device(const Tensor& tensor, const char* name, const Tens
                  other.is_cuda() ? "cuda" : "cpu");
 }
 
+// In T, the type it is used in: a positive number that is 0 or infinite there is an error too.
+template <typename T>
+void check_positive(double value, const char* name, const char* expected = "a positive number") {
+  const T number = static_cast<T>(value);
+  if (number > T(0) && number < std::numeric_limits<T>::infinity()) return;
+  const bool lost = value > 0 && value < std::numeric_limits<double>::infinity();
+  throw std::runtime_error(text(name, ": expected ", expected, ", got ", value,
+                                lost ? text(" (", number, sizeof(T) == 4 ? " in float32)" : " in float64)") : ""));
+}
+
+inline void check_number(double value, const char* name) {
+  FASTRCNN_CHECK(value == value, name, ": expected a number, got ", value);
+}
+
 inline void check_threshold(double value, const char* name) {
   FASTRCNN_CHECK(value >= 0.0 && value <= 1.0, name, ": expected a number in [0, 1], got ", value);
 }
@@ -126,12 +141,33 @@ inline Tensor channels_last_tensor(const Tensor& like, std::vector<int64_t> shap
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
 }
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+// The tensor itself if it is dense in the order of its sizes; that is asked first, for the call into PyTorch costs as
+// much as the work of a thousand boxes.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(dense(*tensor)) : std::nullopt;
+}
+
+// Dense in the order of the sizes, not filled, on the device of `like`. The plain C function: torch::stable::new_empty
+// goes through the dispatcher, which takes longer than the work of a thousand boxes.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= shape[d] > 0 ? shape[d] : 1;
+  }
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                         strides.data(), type, device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
 }  // namespace fastrcnn

@@ -16,11 +16,9 @@ struct ComputeLoss {
 
 template <bool bounded, typename T>
 struct ScaleDerivative {
-  const T* derivative;
-  const T* grad;
-  Box<T>* out;
+  IouLossBackwardParams<T> p;
 
-  __device__ void operator()(int64_t i) const { out[i] = scale_derivative<bounded>(derivative, grad, i); }
+  __device__ void operator()(int64_t i) const { p.out[i] = scale_derivative<bounded>(p, i); }
 };
 
 template <IouLossKind kind, typename T>
@@ -42,10 +40,14 @@ void launch_iou_loss(const IouLossParams<T>& p, cudaStream_t stream) {
   }
 }
 
-// derivative, out: [n, 4]; grad: [n], or [n, 4] if bounded.
-template <bool bounded, typename T>
-void launch_iou_loss_backward(const T* derivative, const T* grad, int64_t n, Box<T>* out, cudaStream_t stream) {
-  for_each("iou_loss backward", n, ScaleDerivative<bounded, T>{derivative, grad, out}, stream);
+// bounded: four terms per box, as bounded_iou has them.
+template <typename T>
+void launch_iou_loss_backward(const IouLossBackwardParams<T>& p, bool bounded, cudaStream_t stream) {
+  if (bounded) {
+    for_each("iou_loss backward", p.num_boxes, ScaleDerivative<true, T>{p}, stream);
+  } else {
+    for_each("iou_loss backward", p.num_boxes, ScaleDerivative<false, T>{p}, stream);
+  }
 }
 
 }  // namespace fastrcnn

@@ -1,6 +1,7 @@
 // Losses on the overlap of predicted and target boxes (math/iou_loss.h).
 //
 //   iou_loss(pred, target, kind, mode, eps, beta) -> (loss, derivative)
+//   _iou_loss(...): the same without a gradient of its own
 //   _iou_loss_backward(grad, derivative) -> gradient of pred [n, 4]
 //
 // pred, target [n, 4], both float32 or both float64. kind: iou, giou, diou, ciou or bounded_iou; mode: log, linear or
@@ -33,8 +34,9 @@ inline void check_iou_loss(const Tensor& pred, const Tensor& target, double eps,
   check_shape(target, "target", "[n, 4], one target per box", {pred.size(0), 4});
   check_dtype(target, "target", pred.scalar_type());
   check_same_device(target, "target", pred, "pred");
-  FASTRCNN_CHECK(eps > 0, "eps: expected a positive number, got ", eps);
-  FASTRCNN_CHECK(beta > 0, "beta: expected a positive number, got ", beta);
+  const auto check = pred.scalar_type() == ScalarType::Double ? &check_positive<double> : &check_positive<float>;
+  check(eps, "eps", "a positive number");
+  check(beta, "beta", "a positive number");
 }
 
 // [n], or [n, 4] where each coordinate has a loss of its own.
@@ -67,6 +69,17 @@ inline void check_iou_loss_backward(const Tensor& grad, const Tensor& derivative
   }
   check_dtype(grad, "grad", derivative.scalar_type());
   check_same_device(grad, "grad", derivative, "derivative");
+}
+
+// `derivative` contiguous; `grad` is read where it lies.
+template <typename T>
+IouLossBackwardParams<T> iou_loss_backward_params(const Tensor& grad, const Tensor& derivative, Tensor& out) {
+  return {derivative.const_data_ptr<T>(),
+          grad.const_data_ptr<T>(),
+          grad.stride(0),
+          grad.dim() == 2 ? grad.stride(1) : 0,
+          out.size(0),
+          reinterpret_cast<Box<T>*>(out.mutable_data_ptr<T>())};
 }
 
 }  // namespace fastrcnn

@@ -16,13 +16,16 @@ void compute(const IouLossParams<T>& p) {
 }
 
 template <bool bounded, typename T>
-void scale(const Tensor& grad, const Tensor& derivative, Tensor& out) {
-  const T* const grads = grad.const_data_ptr<T>();
-  const T* const derivatives = derivative.const_data_ptr<T>();
-  auto* const result = reinterpret_cast<Box<T>*>(out.mutable_data_ptr<T>());
-  torch::stable::parallel_for(0, out.size(0), kBoxesPerThread, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) result[i] = scale_derivative<bounded>(derivatives, grads, i);
+void scale(const IouLossBackwardParams<T>& p) {
+  torch::stable::parallel_for(0, p.num_boxes, kBoxesPerThread, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) p.out[i] = scale_derivative<bounded>(p, i);
   });
+}
+
+template <typename T>
+void scale_typed(const Tensor& grad, const Tensor& derivative, Tensor& out) {
+  const auto p = iou_loss_backward_params<T>(grad, derivative, out);
+  grad.dim() == 2 ? scale<true>(p) : scale<false>(p);
 }
 
 std::tuple<Tensor, Tensor> iou_loss_cpu(Tensor pred, Tensor target, std::string kind, std::string mode, double eps,
@@ -30,8 +33,8 @@ std::tuple<Tensor, Tensor> iou_loss_cpu(Tensor pred, Tensor target, std::string 
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
   const IouLossKind loss_kind = iou_loss_kind(kind, mode);
   check_iou_loss(pred, target, eps, beta);
-  pred = torch::stable::contiguous(pred);
-  target = torch::stable::contiguous(target);
+  pred = dense(pred);
+  target = dense(target);
   Tensor loss = new_loss(pred, loss_kind);
   Tensor derivative = new_tensor(pred, {pred.size(0), 4}, pred.scalar_type());
   if (pred.scalar_type() == ScalarType::Double) {
@@ -44,14 +47,12 @@ std::tuple<Tensor, Tensor> iou_loss_cpu(Tensor pred, Tensor target, std::string 
 
 Tensor iou_loss_backward_cpu(Tensor grad, Tensor derivative) {
   check_iou_loss_backward(grad, derivative);
-  grad = torch::stable::contiguous(grad);
-  derivative = torch::stable::contiguous(derivative);
+  derivative = dense(derivative);
   Tensor out = new_tensor(derivative, {derivative.size(0), 4}, derivative.scalar_type());
-  const bool bounded = grad.dim() == 2;
   if (derivative.scalar_type() == ScalarType::Double) {
-    bounded ? scale<true, double>(grad, derivative, out) : scale<false, double>(grad, derivative, out);
+    scale_typed<double>(grad, derivative, out);
   } else {
-    bounded ? scale<true, float>(grad, derivative, out) : scale<false, float>(grad, derivative, out);
+    scale_typed<float>(grad, derivative, out);
   }
   return out;
 }
@@ -60,6 +61,7 @@ Tensor iou_loss_backward_cpu(Tensor grad, Tensor derivative) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrcnn, CPU, m) {
   m.impl("iou_loss", TORCH_BOX(&iou_loss_cpu));
+  m.impl("_iou_loss", TORCH_BOX(&iou_loss_cpu));
   m.impl("_iou_loss_backward", TORCH_BOX(&iou_loss_backward_cpu));
 }
 

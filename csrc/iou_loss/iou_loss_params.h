@@ -36,15 +36,27 @@ HOST_DEVICE void compute_loss(const IouLossParams<T>& p, int64_t i) {
   }
 }
 
-// The gradient of the prediction of box i, given that of the loss: the derivative times `grad`.
+// What the backward pass works on: derivative [n, 4] of the forward pass, and the gradient of the loss, whose strides
+// may be 0: that of a sum is one number for all boxes.
+template <typename T>
+struct IouLossBackwardParams {
+  const T* derivative;
+  const T* grad;
+  int64_t box_stride, term_stride;  // of grad
+  int64_t num_boxes;
+  Box<T>* out;  // [n]: the gradient of the prediction
+};
+
+// The gradient of the prediction of box i: its derivative times that of the loss. `bounded`: four terms per box.
 template <bool bounded, typename T>
-HOST_DEVICE Box<T> scale_derivative(const T* derivative, const T* grad, int64_t i) {
-  const T* const d = derivative + 4 * i;
+HOST_DEVICE Box<T> scale_derivative(const IouLossBackwardParams<T>& p, int64_t i) {
+  const T* const d = p.derivative + 4 * i;
+  const T* const g = p.grad + i * p.box_stride;
   if constexpr (bounded) {
-    const T* const g = grad + 4 * i;
-    return corners_from_centre_and_size(d[0] * g[0], d[1] * g[1], d[2] * g[2], d[3] * g[3]);
+    return corners_from_centre_and_size(d[0] * g[0], d[1] * g[p.term_stride], d[2] * g[2 * p.term_stride],
+                                        d[3] * g[3 * p.term_stride]);
   } else {
-    return {d[0] * grad[i], d[1] * grad[i], d[2] * grad[i], d[3] * grad[i]};
+    return {d[0] * g[0], d[1] * g[0], d[2] * g[0], d[3] * g[0]};
   }
 }
 

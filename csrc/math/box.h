@@ -118,7 +118,7 @@ HOST_DEVICE Box<T> decode(const Box<T>& box, const Box<T>& deltas, const DeltaSc
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T x = (box.x1 + box.x2) * half + width * dx;
   const T y = (box.y1 + box.y2) * half + height * dy;
-  const T half_width = width * bounded_exponential(dw) * half, half_height = height * bounded_exponential(dh) * half;
+  const T half_width = width * exponential(dw) * half, half_height = height * exponential(dh) * half;
   return {x - half_width, y - half_height, x + half_width, y + half_height};
 }
 
@@ -145,8 +145,8 @@ HOST_DEVICE Box<T> decode_backward(const Box<T>& box, const Box<T>& deltas, cons
   }
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T dw = deltas.x2 * scale.std[2] + scale.mean[2], dh = deltas.y2 * scale.std[3] + scale.mean[3];
-  const T grad_dw = (grad.x2 - grad.x1) * half * width * bounded_exponential(clamp(dw, -limit, limit)) * scale.std[2];
-  const T grad_dh = (grad.y2 - grad.y1) * half * height * bounded_exponential(clamp(dh, -limit, limit)) * scale.std[3];
+  const T grad_dw = (grad.x2 - grad.x1) * half * width * exponential(clamp(dw, -limit, limit)) * scale.std[2];
+  const T grad_dh = (grad.y2 - grad.y1) * half * height * exponential(clamp(dh, -limit, limit)) * scale.std[3];
   return {(grad.x1 + grad.x2) * width * scale.std[0], (grad.y1 + grad.y2) * height * scale.std[1],
           within(dw, -limit, limit) ? grad_dw : zero, within(dh, -limit, limit) ? grad_dh : zero};
 }

@@ -16,20 +16,23 @@
 namespace fastrcnn {
 
 // What differs between the types: the integer of the same size, the bits of the mantissa, how many terms of the series
-// reach the last place for |x| <= 0.172 (logarithm), |x| <= 0.414 (arctangent) and |x| <= 0.347 (exponential), and ln 2
-// in two parts, of which the first has so few bits that a small integer times it is exact.
+// reach the last place for |x| <= 0.172 (logarithm), |x| <= 0.414 (arctangent) and |x| <= 0.347 (exponential), two
+// numbers beyond which e^x is 0 and infinity, and ln 2 in two parts, of which the first has so few bits that a small
+// integer times it is exact.
 template <typename T>
 struct FloatTraits;
 template <>
 struct FloatTraits<float> {
   using Int = int32_t;
   static constexpr int mantissa_bits = 23, log_terms = 5, arctan_terms = 9, exp_terms = 8;
+  static constexpr float exp_zero = -104.0f, exp_infinity = 89.0f;
   static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 1.4286068203094173e-06f;
 };
 template <>
 struct FloatTraits<double> {
   using Int = int64_t;
   static constexpr int mantissa_bits = 52, log_terms = 12, arctan_terms = 22, exp_terms = 14;
+  static constexpr double exp_zero = -746.0, exp_infinity = 710.0;
   static constexpr double ln2_high = 0x1.62e42fefa38p-1, ln2_low = 5.497923018708371e-14;
 };
 
@@ -89,23 +92,33 @@ HOST_DEVICE T power_series(T x) {
   }
 }
 
-// e^x for |x| <= 80; NaN stays NaN.
+// e^x: from 0, through the numbers too small to be normal, to infinity. NaN stays NaN.
 template <typename T>
-HOST_DEVICE T bounded_exponential(T x) {
+HOST_DEVICE T exponential(T x) {
   using Traits = FloatTraits<T>;
+  using Int = typename Traits::Int;
+  using Bits = std::make_unsigned_t<Int>;
+  const T least = Traits::exp_zero, most = Traits::exp_infinity;
+  x = x < least ? least : (x > most ? most : x);
   // e^x = 2^n e^r with the integer n nearest to x / ln 2. Added to 1.5 * 2^mantissa_bits, a number is rounded to an
-  // integer, which then stands in the lowest bits: there it can be moved to where an exponent is.
-  const T shift = T(1.5) * static_cast<T>(typename Traits::Int(1) << Traits::mantissa_bits), one = T(1);
+  // integer, which then stands in the lowest bits.
+  const T shift = T(1.5) * static_cast<T>(Int(1) << Traits::mantissa_bits), one = T(1);
   const T shifted = x * T(1.44269504088896341) + shift;
   const T n = shifted - shift;
   const T r = (x - n * Traits::ln2_high) - n * Traits::ln2_low;
-  std::make_unsigned_t<typename Traits::Int> bits, one_bits;
+  Bits bits, shift_bits, one_bits;
   memcpy(&bits, &shifted, sizeof bits);
+  memcpy(&shift_bits, &shift, sizeof shift_bits);
   memcpy(&one_bits, &one, sizeof one_bits);
-  bits = (bits << Traits::mantissa_bits) + one_bits;
-  T power;
-  memcpy(&power, &bits, sizeof power);
-  return power * power_series<1, Traits::exp_terms>(r);
+  // 2^n in two factors, for it may be too small or too large to be a normal number. An integer becomes a power of two
+  // by moving it to where an exponent is.
+  const Int exponent = static_cast<Int>(bits - shift_bits), half = exponent >> 1;
+  const Bits low_bits = (static_cast<Bits>(half) << Traits::mantissa_bits) + one_bits;
+  const Bits high_bits = (static_cast<Bits>(exponent - half) << Traits::mantissa_bits) + one_bits;
+  T low, high;
+  memcpy(&low, &low_bits, sizeof low);
+  memcpy(&high, &high_bits, sizeof high);
+  return power_series<1, Traits::exp_terms>(r) * low * high;
 }
 
 }  // namespace fastrcnn

@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(std::vector<Tensor> o
                                                            std::vector<Tensor> anchors, Tensor image_sizes,
                                                            int64_t pre_nms, int64_t post_nms, double iou_threshold,
                                                            double min_size) {
-  check_proposals(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold);
+  check_proposals(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size);
   FASTRCNN_CHECK(objectness.size() <= kMaxProposalLevels, "objectness: expected at most ", kMaxProposalLevels,
                  " levels on CUDA, got ", objectness.size());
   image_sizes = torch::stable::contiguous(image_sizes);

@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(std::vector<Tensor> ob
                                                           int64_t pre_nms, int64_t post_nms, double iou_threshold,
                                                           double min_size) {
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
-  check_proposals(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold);
+  check_proposals(objectness, deltas, anchors, image_sizes, pre_nms, post_nms, iou_threshold, min_size);
   image_sizes = torch::stable::contiguous(image_sizes);
   std::vector<ProposalLevel<FloatArray>> levels;
   int64_t candidates = 0;

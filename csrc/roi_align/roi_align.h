@@ -39,7 +39,7 @@ RoiAlignParams<T> roi_align_params(const Tensor& rois, const std::vector<int64_t
                  "output_size: expected 1 to ", kMaxBins, " bins per side, got ", pooled_height, " x ", pooled_width);
   FASTRCNN_CHECK(sampling_ratio <= kMaxSamples, "sampling_ratio: expected at most ", kMaxSamples, ", got ",
                  sampling_ratio);
-  FASTRCNN_CHECK(finest_scale > 0, "finest_scale: expected a positive number, got ", finest_scale);
+  check_positive<T>(finest_scale, "finest_scale");
   check_shape(rois, "rois", "[R, 5] (image index, x1, y1, x2, y2)", {-1, 5});
   RoiAlignParams<T> p{};
   p.rois = rois.const_data_ptr<T>();
@@ -48,7 +48,7 @@ RoiAlignParams<T> roi_align_params(const Tensor& rois, const std::vector<int64_t
   p.channels = channels;
   p.num_levels = static_cast<int>(num_levels);
   for (size_t l = 0; l < num_levels; ++l) {
-    FASTRCNN_CHECK(spatial_scales[l] > 0, "spatial_scale: expected a positive number, got ", spatial_scales[l]);
+    check_positive<T>(spatial_scales[l], "spatial_scale");
     FASTRCNN_CHECK(heights[l] > 0 && widths[l] > 0, "features: expected levels of at least one cell, got ", heights[l],
                    " x ", widths[l]);
     p.heights[l] = static_cast<int>(heights[l]);
@@ -70,13 +70,14 @@ inline void check_features(const std::vector<Tensor>& features, const Tensor& ro
   FASTRCNN_CHECK(is_feature_type(first.scalar_type()),
                  "features: expected dtype float32, float64, float16 or bfloat16, got ",
                  dtype_name(first.scalar_type()));
-  for (const Tensor& level : features) {
-    check_shape(level, "features", "[N, C, height, width]", {-1, -1, -1, -1});
-    check_dtype(level, "features", first.scalar_type());
-    check_same_device(level, "features", first, "features");
-    FASTRCNN_CHECK(level.size(0) == first.size(0) && level.size(1) == first.size(1),
-                   "features: expected the same N and C in every level, got ", shape_text(first), " and ",
-                   shape_text(level));
+  for (size_t l = 0; l < features.size(); ++l) {
+    const Tensor& level = features[l];
+    const std::string name = features.size() > 1 ? text("features[", l, "]") : "features";
+    check_shape(level, name.c_str(), "[N, C, height, width]", {-1, -1, -1, -1});
+    check_dtype(level, name.c_str(), first.scalar_type());
+    check_same_device(level, name.c_str(), first, "features[0]");
+    FASTRCNN_CHECK(level.size(0) == first.size(0) && level.size(1) == first.size(1), name,
+                   ": expected the same N and C in every level, got ", shape_text(first), " and ", shape_text(level));
   }
   check_dtype(rois, "rois", first.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
   check_same_device(rois, "rois", first, "features");

@@ -20,7 +20,7 @@ RoiPoolParams<T> roi_pool_params(const Tensor& rois, int64_t num_images, int64_t
                                  int64_t width, int64_t pooled_height, int64_t pooled_width, double spatial_scale) {
   FASTRCNN_CHECK(pooled_height > 0 && pooled_width > 0 && pooled_height <= kMaxBins && pooled_width <= kMaxBins,
                  "output_size: expected 1 to ", kMaxBins, " bins per side, got ", pooled_height, " x ", pooled_width);
-  FASTRCNN_CHECK(spatial_scale > 0, "spatial_scale: expected a positive number, got ", spatial_scale);
+  check_positive<T>(spatial_scale, "spatial_scale");
   FASTRCNN_CHECK(height > 0 && width > 0, "features: expected at least one cell, got ", height, " x ", width);
   FASTRCNN_CHECK(height <= INT32_MAX / width, "features: expected at most 2147483647 cells, got ", height, " x ",
                  width);

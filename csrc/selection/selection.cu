@@ -1,5 +1,5 @@
 // select_detections as a CUDA operator: checks, allocation, launch. Does not wait for the device, so an image index
-// that does not exist is not an error here: such a RoI is never detected.
+// that does not exist, or a scale factor that is not positive, is not an error here: such a RoI is never detected.
 #include "selection.h"
 
 #include "../common/current_stream.h"
@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_detections_cuda(Tensor logits,
                                                                   double score_threshold, double iou_threshold,
                                                                   int64_t max_output, std::vector<double> means,
                                                                   std::vector<double> stds) {
-  check_selection(logits, deltas, rois, image_sizes, scale_factors, iou_threshold, max_output);
+  check_selection(logits, deltas, rois, image_sizes, scale_factors, score_threshold, iou_threshold, max_output);
   logits = torch::stable::contiguous(logits);
   deltas = torch::stable::contiguous(deltas);
   rois = torch::stable::contiguous(rois);

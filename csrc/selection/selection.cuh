@@ -51,10 +51,12 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// -1: padding, or an index that does not exist.
+// -1: padding, an index that does not exist, or an image without a scale.
 __device__ __forceinline__ int64_t image_of_roi(const SelectionParams& p, int64_t roi) {
   const float index = p.rois[5 * roi];
-  return index >= 0.0f && index < static_cast<float>(p.num_images) ? static_cast<int64_t>(index) : -1;
+  if (!(index >= 0.0f && index < static_cast<float>(p.num_images))) return -1;
+  const auto image = static_cast<int64_t>(index);
+  return has_scale(p, image) ? image : -1;
 }
 
 __device__ __forceinline__ Box<float> candidate_box(const SelectionParams& p, int64_t roi, int64_t image,

@@ -18,7 +18,8 @@
 namespace fastrcnn {
 
 inline void check_selection(const Tensor& logits, const Tensor& deltas, const Tensor& rois, const Tensor& image_sizes,
-                            const Tensor& scale_factors, double iou_threshold, int64_t max_output) {
+                            const Tensor& scale_factors, double score_threshold, double iou_threshold,
+                            int64_t max_output) {
   check_floating(logits, "logits");
   FASTRCNN_CHECK(logits.dim() == 2 && logits.size(1) >= 2,
                  "logits: expected shape [R, C + 1] with C of 1 or more, got ", shape_text(logits));
@@ -35,6 +36,7 @@ inline void check_selection(const Tensor& logits, const Tensor& deltas, const Te
   check_shape(scale_factors, "scale_factors", "[N, 2] (width factor, height factor)", {image_sizes.size(0), 2});
   check_dtype(scale_factors, "scale_factors", ScalarType::Float);
   check_same_device(scale_factors, "scale_factors", logits, "logits");
+  check_number(score_threshold, "score_threshold");
   check_threshold(iou_threshold, "iou_threshold");
   FASTRCNN_CHECK(max_output >= 0, "max_output: expected 0 or more, got ", max_output);
 }

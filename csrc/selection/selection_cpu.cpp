@@ -127,13 +127,20 @@ void check_image_indices(const SelectParams<FloatArray>& p) {
   }
 }
 
+void check_scale_factors(const SelectParams<FloatArray>& p) {
+  for (int64_t i = 0; i < p.num_images; ++i) {
+    FASTRCNN_CHECK(has_scale(p, i), "scale_factors[", i, "]: expected two positive numbers (of width, of height), got ",
+                   p.scale_factors[2 * i], " and ", p.scale_factors[2 * i + 1]);
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> select_detections_cpu(Tensor logits, Tensor deltas, Tensor rois,
                                                                  Tensor image_sizes, Tensor scale_factors,
                                                                  double score_threshold, double iou_threshold,
                                                                  int64_t max_output, std::vector<double> means,
                                                                  std::vector<double> stds) {
   simd_level();  // a wrong FASTRCNN_SIMD is reported here and not from within a thread
-  check_selection(logits, deltas, rois, image_sizes, scale_factors, iou_threshold, max_output);
+  check_selection(logits, deltas, rois, image_sizes, scale_factors, score_threshold, iou_threshold, max_output);
   logits = torch::stable::contiguous(logits);
   deltas = torch::stable::contiguous(deltas);
   rois = torch::stable::contiguous(rois);
@@ -143,6 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_detections_cpu(Tensor logits, 
   const SelectParams<FloatArray> p = select_params(logits, deltas, rois, image_sizes, scale_factors, score_threshold,
                                                    iou_threshold, capacity, means, stds, &float_array);
   check_image_indices(p);
+  check_scale_factors(p);
   Tensor boxes = new_tensor(rois, {images, capacity, 4}, ScalarType::Float);
   Tensor scores = new_tensor(rois, {images, capacity}, ScalarType::Float);
   Tensor labels = new_tensor(rois, {images, capacity}, ScalarType::Long);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "../math/box.h"
 
@@ -24,6 +25,13 @@ struct SelectParams {
   float iou_threshold;  // round_down of the user's double
   DeltaScale<float> scale;
 };
+
+// Boxes can be divided by both factors of the image.
+template <typename Array>
+HOST_DEVICE bool has_scale(const SelectParams<Array>& p, int64_t image) {
+  const float *factor = p.scale_factors + 2 * image, most = std::numeric_limits<float>::max();
+  return factor[0] > 0 && factor[0] <= most && factor[1] > 0 && factor[1] <= most;
+}
 
 // The box that the deltas lead to from a RoI of an image, clipped to it, in pixels of the original image.
 template <typename Array>

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_levels, check_number, number_list, whole_numbers
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
@@ -17,9 +18,14 @@ def base_anchors(size: float, scales: Sequence[float], ratios: Sequence[float]) 
     Returns:
         float32 [A, 4] x1, y1, x2, y2 in pixels, on the CPU, not rounded; A = len(ratios) * len(scales), ratio-major.
     Raises:
-        RuntimeError: a size, scale or ratio that is not positive.
+        TypeError: not numbers. RuntimeError: a size, scale or ratio that is not positive, or infinite.
     """
-    return torch.ops.fastrcnn.base_anchors(float(size), [float(s) for s in scales], [float(r) for r in ratios])
+    check_number(size=size)
+    return torch.ops.fastrcnn.base_anchors(
+        float(size),
+        [float(scale) for scale in number_list("scales", scales)],
+        [float(ratio) for ratio in number_list("ratios", ratios)],
+    )
 
 
 def grid_anchors(
@@ -32,19 +38,27 @@ def grid_anchors(
         base_anchors: one [A, 4] tensor per level; it decides type and device of the result.
     Returns:
         One [height * width * A, 4] tensor per level, in the order y, x, anchor. The anchors of cell (y, x) are centred
-        on (x * stride, y * stride). A level without cells gives an empty tensor.
+        on (x * stride, y * stride). A level without cells gives an empty tensor. Not differentiable.
     Raises:
-        ValueError: another number of sizes, strides and base anchors. RuntimeError: wrong shape or type, a stride that
-            is not positive.
+        TypeError: not pairs of whole numbers, not numbers, not tensors. ValueError: another number of sizes, strides
+            and base anchors. RuntimeError: wrong shape or type, a stride that is not positive, or infinite.
     """
+    check_levels(base_anchors=base_anchors)
+    strides = number_list("strides", strides)
+    if not isinstance(feature_sizes, (list, tuple)):
+        raise TypeError(f"feature_sizes: expected a list of (height, width), got {type(feature_sizes).__name__}")
+    sizes = [
+        whole_numbers(f"feature_sizes[{level}]", size, "whole numbers (height, width)")
+        for level, size in enumerate(feature_sizes)
+    ]
     if not len(feature_sizes) == len(strides) == len(base_anchors):
         raise ValueError(
             "feature_sizes, strides and base_anchors: expected one of each per level, got "
             f"{len(feature_sizes)}, {len(strides)} and {len(base_anchors)}"
         )
     return [
-        torch.ops.fastrcnn.grid_anchors(base, height, width, float(stride))
-        for (height, width), stride, base in zip(feature_sizes, strides, base_anchors, strict=True)
+        torch.ops.fastrcnn.grid_anchors(base.detach(), height, width, float(stride))
+        for (height, width), stride, base in zip(sizes, strides, base_anchors, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_tensors
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
@@ -27,10 +28,11 @@ def assign_max_iou(
         gt_index: int64 [n]: -1 ignored, 0 negative, k > 0 object k - 1. Without objects all are 0.
         max_iou: [n], the largest IoU with any object, 0 without objects.
     Raises:
-        RuntimeError: wrong shape, type or device, thresholds outside [0, 1] or in the wrong order.
+        TypeError, RuntimeError: wrong shape, type or device, thresholds outside [0, 1] or in the wrong order.
 
     The IoU matrix is never in memory: the extra memory is O(G).
     """
+    check_tensors(boxes=boxes, gt_boxes=gt_boxes)
     return torch.ops.fastrcnn.assign_max_iou(
         boxes.detach(), gt_boxes.detach(), pos_iou, neg_iou, min_pos_iou, match_low_quality
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_tensors, number_list
 from fastrcnn.ops._library import forbid_double_backward
 
 
@@ -17,9 +18,12 @@ def encode_boxes(boxes: Tensor, targets: Tensor, means: Sequence[float], stds: S
     Returns:
         [n, 4]. A box without width or height gives infinite or NaN entries. Not differentiable: deltas are targets.
     Raises:
-        RuntimeError: wrong shape, type or device.
+        TypeError, RuntimeError: wrong shape, type or device.
     """
-    return torch.ops.fastrcnn.encode_boxes(boxes.detach(), targets.detach(), list(means), list(stds))
+    check_tensors(boxes=boxes, targets=targets)
+    return torch.ops.fastrcnn.encode_boxes(
+        boxes.detach(), targets.detach(), number_list("means", means), number_list("stds", stds)
+    )
 
 
 def decode_boxes(
@@ -42,16 +46,20 @@ def decode_boxes(
     Returns:
         [n, 4 * C] in pixels. NaN deltas give NaN boxes. n = 0 gives an empty tensor.
     Raises:
-        RuntimeError: wrong shape, type or device.
+        TypeError, RuntimeError: wrong shape, type or device.
 
-    Differentiable with respect to the deltas, not the boxes. Where a value is clamped or clipped the
+    Differentiable with respect to the deltas, not the boxes or max_shape. Where a value is clamped or clipped the
     gradient is zero; exactly on the boundary it passes.
     """
+    check_tensors(boxes=boxes, deltas=deltas)
     shape = None
     if max_shape is not None:
-        shape = torch.as_tensor(max_shape, dtype=boxes.dtype, device=boxes.device)
+        if not isinstance(max_shape, Tensor):
+            max_shape = torch.tensor(number_list("max_shape", max_shape), dtype=boxes.dtype)
+        shape = max_shape.detach().to(boxes.device, boxes.dtype)
         shape = shape[None] if shape.dim() == 1 else shape
-    return torch.ops.fastrcnn.decode_boxes(boxes.detach(), deltas, list(means), list(stds), shape)
+    means, stds = number_list("means", means), number_list("stds", stds)
+    return torch.ops.fastrcnn.decode_boxes(boxes.detach(), deltas, means, stds, shape)
 
 
 @torch.library.register_fake("fastrcnn::encode_boxes")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_tensors
 from fastrcnn.ops._library import forbid_double_backward
 
 
@@ -30,7 +31,8 @@ def iou_loss(
         "bounded_iou": [n, 4], the terms of centre x, centre y, width and height, each from 0 to 1 - beta / 2.
         n = 0 gives an empty tensor.
     Raises:
-        RuntimeError: wrong shape, type or device, unknown kind or mode, eps or beta not positive.
+        TypeError, RuntimeError: wrong shape, type or device, unknown kind or mode, eps or beta not positive, or
+            infinite, in the boxes' type.
 
     Differentiable with respect to pred, once; target counts as a constant, and so does the weight alpha of "ciou".
     Loss and gradient are finite also where boxes are equal, empty, reversed (x2 < x1) or far apart, as long as areas
@@ -40,11 +42,15 @@ def iou_loss(
     """
     if eps is None:
         eps = 1e-3 if kind == "bounded_iou" else 1e-6
+    check_tensors(pred=pred, target=target)
     if target.requires_grad:
         target = target.detach()
-    return torch.ops.fastrcnn.iou_loss.default(pred, target, kind, mode, eps, beta)[0]
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(pred.device.type) or not pred.requires_grad:
+        return torch.ops.fastrcnn.iou_loss.default(pred, target, kind, mode, eps, beta)[0]
+    return _EagerLoss.apply(pred, target, kind, mode, eps, beta)[0]
 
 
+@torch.library.register_fake("fastrcnn::_iou_loss")
 @torch.library.register_fake("fastrcnn::iou_loss")
 def _(pred, target, kind, mode, eps, beta):
     shape = pred.shape if kind == "bounded_iou" else pred.shape[:1]
@@ -67,6 +73,18 @@ def _backward(ctx, grad, _):
         return (None,) * 6
     (derivative,) = ctx.saved_tensors
     return torch.ops.fastrcnn._iou_loss_backward.default(grad, derivative), None, None, None, None, None
+
+
+class _EagerLoss(torch.autograd.Function):
+    """The same without the layers of torch.library, which take longer than the work of a thousand boxes."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = torch.ops.fastrcnn._iou_loss.default(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 torch.library.register_autograd("fastrcnn::iou_loss", _backward, setup_context=_setup_context)

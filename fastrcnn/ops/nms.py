@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_tensors
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
@@ -10,7 +11,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int | N
     """Keeps the best box, drops every box that overlaps it by more than the threshold, and goes on with the next best.
 
     Box b is dropped because of a kept box a if and only if float32 inter(a, b) / union(a, b), compared as a double, is
-    greater than iou_threshold. Two boxes without area do not suppress each other, nor does a box with NaN.
+    greater than iou_threshold. Two boxes without area do not suppress each other, nor does a box with NaN, nor do two
+    whose areas' sum is beyond the type (float32: 3.4e38, squares of side 1.3e19).
 
     Args:
         boxes: [n, 4] x1, y1, x2, y2; scores: [n]. Computed in float64 if either is, else in float32, to which other
@@ -62,6 +64,11 @@ def nms_padded(
         count: int64 [N], how many are kept.
     Raises: as nms.
     """
+    check_tensors(boxes=boxes, scores=scores)
+    if class_ids is not None:
+        check_tensors(class_ids=class_ids)
+    if valid is not None:
+        check_tensors(valid=valid)
     dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
     return torch.ops.fastrcnn.nms.default(
         _as_type(boxes, dtype), _as_type(scores, dtype), class_ids, valid, iou_threshold, max_output
@@ -78,11 +85,13 @@ def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _trimmed(
     boxes: Tensor, scores: Tensor, class_ids: Tensor | None, iou_threshold: float, max_output: int | None
 ) -> Tensor:
+    check_tensors(boxes=boxes, scores=scores)
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes: expected shape [n, 4], got {list(boxes.shape)}")
     if scores.shape != boxes.shape[:1]:
         raise ValueError(f"scores: expected shape [n], one per box ({len(boxes)}), got {list(scores.shape)}")
     if class_ids is not None:
+        check_tensors(class_ids=class_ids)
         if class_ids.is_floating_point() or class_ids.dtype == torch.bool:
             raise TypeError(f"class_ids: expected dtype int64 (or another integer type), got {class_ids.dtype}")
         if class_ids.shape != scores.shape:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_levels, pair_tensor
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
@@ -37,24 +38,25 @@ def generate_proposals(
         scores come by level and then by anchor. A NaN logit passes the top-k as the largest, as in torch.topk, and
         comes after all numbers from then on, as in ops.nms, with score NaN.
     Raises:
-        ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong type or device; on CUDA, more than 8
-        levels.
+        TypeError: not lists of tensors. ValueError: lists of different lengths, a wrong shape. RuntimeError: wrong
+        dtype or device, a threshold outside [0, 1], a min_size that is NaN; on CUDA, more than 8 levels.
 
     Not differentiable. No host synchronisation if image_sizes is a tensor on the device.
     """
+    check_levels(objectness=objectness, deltas=deltas, anchors=anchors)
     if not len(objectness) == len(deltas) == len(anchors) > 0:
         raise ValueError(
             f"objectness, deltas and anchors: expected one of each per level, got {len(objectness)}, {len(deltas)} and "
             f"{len(anchors)}"
         )
-    image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=objectness[0].device)
+    image_sizes = pair_tensor("image_sizes", image_sizes, objectness[0])
     for level in range(len(objectness)):
-        _check_level(objectness[level], deltas[level], anchors[level], image_sizes)
+        _check_level(level, objectness[level], deltas[level], anchors[level], image_sizes)
     return torch.ops.fastrcnn.generate_proposals(
         [level.detach() for level in objectness],
         [level.detach() for level in deltas],
         [level.detach() for level in anchors],
-        image_sizes.detach(),
+        image_sizes,
         pre_nms,
         post_nms,
         iou_threshold,
@@ -62,17 +64,18 @@ def generate_proposals(
     )
 
 
-def _check_level(objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
+def _check_level(level: int, objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor) -> None:
     if objectness.dim() != 4:
-        raise ValueError(f"objectness: expected shape [N, A, h, w] per level, got {list(objectness.shape)}")
+        raise ValueError(f"objectness[{level}]: expected shape [N, A, h, w], got {list(objectness.shape)}")
     num_images, num_anchors, height, width = objectness.shape
     expected = (num_images, 4 * num_anchors, height, width)
     if deltas.shape != expected:
-        raise ValueError(f"deltas: expected shape [N, 4 * A, h, w] = {list(expected)}, got {list(deltas.shape)}")
-    if anchors.shape != (height * width * num_anchors, 4):
         raise ValueError(
-            f"anchors: expected shape [h * w * A, 4] = [{height * width * num_anchors}, 4], got {list(anchors.shape)}"
+            f"deltas[{level}]: expected shape [N, 4 * A, h, w] = {list(expected)}, got {list(deltas.shape)}"
         )
+    count = height * width * num_anchors
+    if anchors.shape != (count, 4):
+        raise ValueError(f"anchors[{level}]: expected shape [h * w * A, 4] = [{count}, 4], got {list(anchors.shape)}")
     if image_sizes.shape != (num_images, 2):
         raise ValueError(f"image_sizes: expected shape [N, 2] = [{num_images}, 2], got {list(image_sizes.shape)}")
 

@@ -146,8 +146,11 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
 
 
 def _cells_of_bins(low: Tensor, high: Tensor, bins: int, cells: int) -> list[tuple[int, int]]:
-    """The cells [first, last) of each bin between two edges, which are rounded first, halves away from zero."""
-    start, end = ((edge.double().abs() + 0.5).floor() * edge.sign() for edge in (low, high))
+    """The cells [first, last) of each bin between two edges.
+
+    The edges are rounded first, halves away from zero, and are at most 2^30 cells from the first one.
+    """
+    start, end = ((edge.double().abs() + 0.5).floor().clamp(max=2.0**30) * edge.sign() for edge in (low, high))
     bin_length = (end - start + 1).clamp(min=1).to(low.dtype) / bins
     index = torch.arange(bins).to(low)
     first = (index * bin_length).floor().double() + start

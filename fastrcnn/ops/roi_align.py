@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_levels, check_number, check_tensors, number_list, whole_numbers
 from fastrcnn.ops._library import forbid_double_backward
 
 
@@ -37,12 +38,15 @@ def roi_align(
         reversed one with aligned=True and adaptive sampling; with sampling_ratio > 0 it is sampled as it is, and with
         aligned=False it is at least one cell large. R = 0 gives an empty tensor.
     Raises:
-        TypeError, RuntimeError: wrong shape, type or device, a map without cells; on the CPU, an image index that does
-            not exist (on CUDA, where looking would wait for the device, such a RoI gives zeros).
+        TypeError, RuntimeError: wrong shape, type or device, a map without cells, a spatial_scale that is not
+            positive, or infinite; on the CPU, an image index that does not exist (on CUDA, where looking would wait for
+            the device, such a RoI gives zeros).
 
     Differentiable with respect to the features, not the RoIs. The backward pass is bitwise reproducible on the CPU for
     any number of threads; on CUDA it is under torch.use_deterministic_algorithms(True).
     """
+    check_tensors(features=features)
+    check_number(spatial_scale=spatial_scale)
     height, width = _bins(output_size)
     return torch.ops.fastrcnn.multilevel_roi_align(
         [features], _roi_coordinates(rois, features), [spatial_scale], height, width, sampling_ratio, aligned, 1.0
@@ -72,12 +76,12 @@ def multilevel_roi_align(
     Returns: as roi_align.
     Raises: as roi_align; ValueError: no level, a stride that is not positive.
     """
-    if not isinstance(features, (list, tuple)):
-        raise TypeError(f"features: expected a list of tensors, one per level, got {type(features).__name__}")
+    check_levels(features=features)
+    strides = number_list("strides", strides)
     if not features:
         raise ValueError("features: expected at least one level, got none")
     if not all(0 < stride < math.inf for stride in strides):
-        raise ValueError(f"strides: expected positive numbers, got {list(strides)}")
+        raise ValueError(f"strides: expected positive numbers, got {strides}")
     height, width = _bins(output_size)
     return torch.ops.fastrcnn.multilevel_roi_align(
         list(features),
@@ -93,15 +97,12 @@ def multilevel_roi_align(
 
 def _bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width)"""
-    sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-    if len(sizes) != 2 or not all(hasattr(size, "__index__") for size in sizes):
-        raise TypeError(f"output_size: expected a whole number or (height, width), got {output_size!r}")
-    height, width = (size if isinstance(size, (int, torch.SymInt)) else int(size) for size in sizes)
-    return height, width
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    return whole_numbers("output_size", sizes, "a whole number or (height, width)")
 
 
 def _roi_coordinates(rois: Tensor, features: Tensor) -> Tensor:
-    if not isinstance(rois, Tensor):
+    if not isinstance(rois, Tensor):  # torchvision also takes a list of boxes
         raise TypeError(f"rois: expected one tensor [R, 5] = image index, x1, y1, x2, y2, got {type(rois).__name__}")
     return rois.detach().to(torch.float64 if features.dtype == torch.float64 else torch.float32)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_number, check_tensors
 from fastrcnn.ops._library import forbid_double_backward
 from fastrcnn.ops.roi_align import _bins, _is_channels_last, _roi_coordinates
 
@@ -10,8 +11,9 @@ from fastrcnn.ops.roi_align import _bins, _is_channels_last, _roi_coordinates
 def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
     """RoIPool on one feature map (Girshick 2015, Fast R-CNN, section 2.1), exactly as torchvision's.
 
-    The edges of a RoI are rounded to whole cells (halves away from zero), and it includes the cells of both: it is at
-    least one cell large. A bin is the maximum of the cells that it touches. RoIAlign, its successor, does not round.
+    The edges of a RoI are rounded to whole cells (halves away from zero; those beyond 2^30 cells count as 2^30), and it
+    includes the cells of both: it is at least one cell large. A bin is the maximum of the cells that it touches.
+    RoIAlign, its successor, does not round.
 
     Args:
         features: [N, C, height, width], float32, float64, float16 or bfloat16. Channels-last memory is read as it is;
@@ -26,13 +28,16 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
         number (in a 16-bit type: -infinity). A RoI with a NaN or infinite coordinate gives zeros. R = 0 gives an empty
         tensor.
     Raises:
-        TypeError, RuntimeError: wrong shape, type or device, a map without cells; on the CPU, an image index that does
-            not exist (on CUDA, where looking would wait for the device, such a RoI gives zeros).
+        TypeError, RuntimeError: wrong shape, type or device, a map without cells, a spatial_scale that is not
+            positive, or infinite; on the CPU, an image index that does not exist (on CUDA, where looking would wait for
+            the device, such a RoI gives zeros).
 
     Differentiable with respect to the features, not the RoIs: the gradient of a bin goes to the cell of its maximum, of
     equal ones the first, row by row. The backward pass is bitwise reproducible on the CPU for any number of threads; on
     CUDA it is under torch.use_deterministic_algorithms(True).
     """
+    check_tensors(features=features)
+    check_number(spatial_scale=spatial_scale)
     height, width = _bins(output_size)
     rois = _roi_coordinates(rois, features)
     return torch.ops.fastrcnn.roi_pool(features, rois, height, width, spatial_scale)[0]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastrcnn.ops._checks import check_tensors, number_list, pair_tensor
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
 
@@ -26,7 +27,7 @@ def select_detections(
         logits: [R, C + 1], background last. deltas: [R, 4 * C], class-major. Of any floating type.
         rois: float32 [R, 5]: image index (-1: padding, never detected), x1, y1, x2, y2 in pixels of the network input.
         image_sizes: [N, 2] (height, width) before padding; boxes are clipped to it.
-        scale_factors: [N, 2] (width factor, height factor) = resized / original; boxes are divided by it.
+        scale_factors: [N, 2] (width factor, height factor) = resized / original, positive; boxes are divided by it.
         score_threshold: a detection's softmax score is greater than it.
         iou_threshold: of the NMS within each class. max_output: detections per image.
         means, stds: of the deltas.
@@ -35,26 +36,29 @@ def select_detections(
         by RoI and then by class; count int64 [N]; K = min(R * C, max_output); rows beyond the count are zeros. A RoI
         with a NaN or +inf logit has no softmax and is not detected.
     Raises:
-        ValueError: a wrong shape. RuntimeError: wrong type or device. IndexError: an image index that is none of
-        -1 .. N - 1; on CUDA, which does not wait to see it, such a RoI is never detected.
+        TypeError: not tensors or numbers. ValueError: a wrong shape. RuntimeError: wrong dtype or device, an
+        iou_threshold outside [0, 1], a score_threshold that is NaN, a scale factor that is not positive, or infinite.
+        IndexError: an image index that is none of -1 .. N - 1. On CUDA, which does not wait to see them, a RoI with
+        such an index, or in an image with such a factor, is never detected.
 
     Not differentiable. No host synchronisation if image_sizes and scale_factors are tensors on the device (lists are
     copied there).
     """
-    image_sizes = torch.as_tensor(image_sizes, dtype=torch.float32, device=logits.device)
-    scale_factors = torch.as_tensor(scale_factors, dtype=torch.float32, device=logits.device)
+    check_tensors(logits=logits, deltas=deltas, rois=rois)
+    image_sizes = pair_tensor("image_sizes", image_sizes, logits)
+    scale_factors = pair_tensor("scale_factors", scale_factors, logits)
     _check(logits, deltas, rois, image_sizes, scale_factors)
     return torch.ops.fastrcnn.select_detections(
         logits.detach(),
         deltas.detach(),
         rois.detach(),
-        image_sizes.detach(),
-        scale_factors.detach(),
+        image_sizes,
+        scale_factors,
         score_threshold,
         iou_threshold,
         max_output,
-        list(means),
-        list(stds),
+        number_list("means", means),
+        number_list("stds", stds),
     )
 
 
