@@ -1,9 +1,14 @@
-// How the threads of a block share out bins and channels.
+// Ranges of bins, and how the threads of a block share out bins and channels.
 #pragma once
 
 #include "launch.h"
 
 namespace fastrcnn {
+
+// The bins [first, last) along an axis.
+struct BinRange {
+  int first, last;
+};
 
 // Which bins and channels a thread of a block owns: of `lanes` groups of channels, those from `lane` on in steps of
 // `stride`; of the bins, those from `first_bin` on in steps of `bin_stride`. Threads left over own none.

@@ -110,11 +110,7 @@ __global__ void __launch_bounds__(kRoiPoolThreads)
 constexpr int kPoolGatherThreads = 128;
 constexpr int kPoolGatherBlocks = 8;  // at least, per multiprocessor
 
-// The bins [first, last) along an axis that hold a cell.
-struct BinRange {
-  int first, last;
-};
-
+// The bins along an axis that hold a cell.
 template <typename T>
 __device__ __forceinline__ BinRange bins_of_cell(const PoolAxis<T>& axis, int bins, int cell) {
   if (bin_cells(axis, 0).first > cell || bin_cells(axis, bins - 1).last <= cell) return {0, 0};
