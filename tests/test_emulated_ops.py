@@ -219,6 +219,24 @@ def test_roi_align_of_bins_with_many_cells(run):
     assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 1).square().sum(), features), 0, 1e-5)
 
 
+@runs
+@pytest.mark.parametrize(("count", "bins"), [(1100, (1, 2)), (20, (18, 33))], ids=["many_rois", "many_bins"])
+def test_deterministic_gradient_in_several_parts(run, count, bins):
+    """More RoIs than a block lists at once, more on a tile than it takes together, more bins than it weighs at once."""
+    features = torch.randn(2, 4, 9, 10, generator=seeded(0)).requires_grad_()
+    rois = hard_rois(count, torch.float32)
+
+    def call():
+        weight = torch.randn(count, 4, *bins, generator=seeded(1))
+        torch.use_deterministic_algorithms(True)
+        try:
+            return torch.autograd.grad(ops.roi_align(features, rois, bins, 0.25, 2), features, weight)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    assert_same(run, call, 1e-5, 1e-3)
+
+
 # --- RoIPool ----------------------------------------------------------------------------------------------------------
 
 
