@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fastrcnn import __version__
 from fastrcnn.config import Config, load_config
-from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize
+from fastrcnn.data.image import prepare, read_image, resize
 from fastrcnn.data.scenes import draw_scene
 from fastrcnn.detector import load
 from fastrcnn.info import cpu_name
@@ -222,7 +222,7 @@ class _Ours:
     def count_proposals(self, pixels: np.ndarray) -> int:
         config, model = self._detector.config.data, self._detector.model
         resized, _ = resize(pixels, config.test.scale)
-        batch = pad_and_batch([normalise(resized, config.image)]).to(self.device)
+        batch = prepare(resized, config.image, self.device, self._detector.dtype)
         return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
 
 

@@ -7,7 +7,7 @@
 |------------|-------------------------------------|------------------------------------------------|
 | read_image | file or array                       | uint8 BGR [h, w, 3]                            |
 | resize     | the longest fit in data.test.scale  | uint8 [h', w', 3], scale factors               |
-| normalise  |                                     | float [1, 3, H, W], padded                     |
+| prepare    |                                     | float [1, 3, H, W], normalised and padded      |
 | model      |                                     | Detections in pixels of the original picture   |
 """
 
@@ -21,7 +21,7 @@ import torch
 
 from fastrcnn.class_names import class_names
 from fastrcnn.config import Config, load_config
-from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize
+from fastrcnn.data.image import prepare, read_image, resize
 from fastrcnn.device import choose_device
 from fastrcnn.models.build import build_model
 from fastrcnn.models.checkpoint import load_checkpoint
@@ -108,9 +108,8 @@ class Detector:
 
     def _detect_one(self, model: FasterRCNN, image: Image) -> Detections:
         resized, factors = resize(read_image(image), self.config.data.test.scale)
-        batch = pad_and_batch([normalise(resized, self.config.data.image)])
         with torch.inference_mode():
-            batch = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
+            batch = prepare(resized, self.config.data.image, self.device, self.dtype)
             found = model(batch, [resized.shape[:2]], [factors])[0]
         # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
         boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))

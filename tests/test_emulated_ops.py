@@ -219,6 +219,56 @@ def test_roi_align_of_bins_with_many_cells(run):
     assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 1).square().sum(), features), 0, 1e-5)
 
 
+@runs
+@pytest.mark.parametrize(("count", "bins"), [(1100, (1, 2)), (20, (18, 33))], ids=["many_rois", "many_bins"])
+def test_deterministic_gradient_in_several_parts(run, count, bins):
+    """More RoIs than a block lists at once, more on a tile than it takes together, more bins than it weighs at once."""
+    features = torch.randn(2, 4, 9, 10, generator=seeded(0)).requires_grad_()
+    rois = hard_rois(count, torch.float32)
+
+    def call():
+        weight = torch.randn(count, 4, *bins, generator=seeded(1))
+        torch.use_deterministic_algorithms(True)
+        try:
+            return torch.autograd.grad(ops.roi_align(features, rois, bins, 0.25, 2), features, weight)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    assert_same(run, call, 1e-5, 1e-3)
+
+
+# --- RoIPool ----------------------------------------------------------------------------------------------------------
+
+
+@runs
+@pytest.mark.parametrize("channels", [1, 36, 260])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_roi_pool(run, dtype, channels):
+    """Bit for bit: the gradients are whole numbers. With fewer channels than a block has threads, and with more."""
+    size, count = ((20, 25), 33) if channels < 260 else ((5, 6), 7)
+    features = torch.randn(2, channels, *size, generator=seeded(0)).to(dtype)
+    features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def call(rois, bins, deterministic):
+        pooled = ops.roi_pool(features, rois, bins, 0.25)
+        weight = torch.randint(1, 5, pooled.shape, generator=seeded(1)).to(pooled)
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            return pooled, *torch.autograd.grad(pooled, features, weight)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    for rois, bins in ((hard_rois(count, dtype), (7, 6)), (hard_rois(2, dtype), (2, 3)), (hard_rois(0, dtype), 7)):
+        for deterministic in (False, True):
+            assert_same(run, lambda r=rois, b=bins, d=deterministic: call(r, b, d))
+
+
+@runs
+def test_roi_pool_of_many_bins(run):
+    features, rois = torch.randn(2, 3, 20, 25, generator=seeded(0)), hard_rois(3, torch.float32)
+    assert_same(run, lambda: ops.roi_pool(features, rois, (2, 300)))
+
+
 # --- out of bounds, misaligned ----------------------------------------------------------------------------------------
 
 OP_TESTS = [

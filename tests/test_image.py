@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastrcnn.config import ImageConfig
-from fastrcnn.data.image import normalise, pad_and_batch, read_image, resize, resized_size
+from fastrcnn.data.image import _prepare_there, normalise, pad_and_batch, prepare, read_image, resize, resized_size
 from fastrcnn.data.image_size import image_size, size_or_zero
 
 
@@ -336,3 +336,25 @@ def test_pads_right_and_bottom_with_zeros() -> None:
     assert batch.shape == (2, 3, 64, 96) and batch.dtype == torch.float32
     assert torch.equal(batch[0, :, :33, :64], images[0]) and torch.equal(batch[1, :, :20, :65], images[1])
     assert batch.sum() == images[0].sum() + images[1].sum()  # nothing but zeros elsewhere
+
+
+# --- on the device ----------------------------------------------------------------------------------------------------
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", [torch.device(name) for name in DEVICES], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [ImageConfig(), CAFFE, X101], ids=["pytorch", "caffe", "x101"])
+@pytest.mark.parametrize("shape", [(37, 64), (1, 300), (256, 3)])
+def test_prepares_the_same_bits_there_as_here(
+    config: ImageConfig, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """The way of the bytes (to a GPU; the CPU can go it, too) gives what the look-up tables give, padding included."""
+    values = np.arange(np.prod(shape)).reshape(shape)
+    image = np.stack([values, values + 85, values + 170], 2).astype(np.uint8)  # every value in every channel
+    expected = pad_and_batch([normalise(image, config)]).to(dtype)
+    for found in (_prepare_there(image, config, device, dtype), prepare(image, config, device, dtype)):
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert found.device.type == device.type and found.dtype == dtype
+        assert torch.equal(found.cpu(), expected)

@@ -8,6 +8,13 @@
 namespace fastrcnn {
 namespace {
 
+template <typename Number>
+FeatureMaps<Number> pointers_to(std::vector<Tensor>& maps) {
+  FeatureMaps<Number> pointers{};
+  for (size_t l = 0; l < maps.size(); ++l) pointers.maps[l] = static_cast<Number*>(maps[l].mutable_data_ptr());
+  return pointers;
+}
+
 template <typename Feature>
 Tensor roi_align_typed(const std::vector<Tensor>& features, const Tensor& rois,
                        const std::vector<double>& spatial_scales, int64_t pooled_height, int64_t pooled_width,
@@ -42,25 +49,27 @@ std::vector<Tensor> roi_align_backward_typed(const Tensor& grad, const Tensor& r
   const auto p = roi_align_params<T>(dense_rois, heights, widths, num_images, grad.size(1), spatial_scales,
                                      grad.size(2), grad.size(3), sampling_ratio, aligned, finest_scale);
   FASTRCNN_CHECK(grad.size(0) == p.num_rois, "grad: expected one entry per RoI (", p.num_rois, "), got ", grad.size(0));
-  const ScalarType sum_type = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  std::vector<Tensor> sums;
-  FeatureMaps<T> pointers{};
-  for (int l = 0; l < p.num_levels; ++l) {
-    sums.push_back(channels_last_tensor(grad, {num_images, p.channels, heights[l], widths[l]}, sum_type));
-    if (!deterministic) torch::stable::zero_(sums.back());
-    pointers.maps[l] = sums.back().template mutable_data_ptr<T>();
-  }
   const auto* grads = static_cast<const Feature*>(dense_grad.const_data_ptr());
+  // The gather writes every number once, in its final type; additions need zeros to start from, and the type of sums.
+  const ScalarType dtype = grad.scalar_type();
+  const bool sums_differ = !deterministic && sizeof(T) != sizeof(Feature);
+  std::vector<Tensor> maps;
+  for (int l = 0; l < p.num_levels; ++l) {
+    maps.push_back(channels_last_tensor(grad, {num_images, p.channels, heights[l], widths[l]},
+                                        sums_differ ? ScalarType::Float : dtype));
+    if (!deterministic) torch::stable::zero_(maps.back());
+  }
   if (deterministic) {
-    launch_roi_align_gather(p, grads, pointers, stream);
+    Tensor scratch = new_tensor(grad, {roi_align_gather_scratch(p)}, ScalarType::Byte);
+    launch_roi_align_gather(p, grads, pointers_to<Feature>(maps), scratch.mutable_data_ptr(), stream);
   } else {
-    launch_roi_align_scatter(p, grads, pointers, stream);
+    launch_roi_align_scatter(p, grads, pointers_to<T>(maps), stream);
   }
-  for (Tensor& sum : sums) {
-    if (grad.scalar_type() != sum_type) sum = torch::stable::to(sum, grad.scalar_type());
-    if (!channels_last) sum = torch::stable::contiguous(sum);
+  for (Tensor& map : maps) {
+    if (sums_differ) map = torch::stable::to(map, dtype);
+    if (!channels_last) map = torch::stable::contiguous(map);
   }
-  return sums;
+  return maps;
 }
 
 Tensor multilevel_roi_align_cuda(std::vector<Tensor> features, Tensor rois, std::vector<double> spatial_scales,

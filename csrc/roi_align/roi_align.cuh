@@ -11,7 +11,7 @@
 // roi_align_gather.cuh has the reproducible form.
 #pragma once
 
-#include "../common/launch.h"
+#include "../common/bin_share.cuh"
 #include "../common/pack.cuh"
 #include "roi_align_params.h"
 
@@ -111,20 +111,6 @@ bool may_exceed_lists(const RoiAlignParams<T>& p, int capacity) {
   }
   return longest > capacity;
 }
-
-// Which bins and channels a thread of a block owns: of `lanes` groups of channels, those from `lane` on in steps of
-// `stride`; of the bins, those from `first_bin` on in steps of `bin_stride`. Threads left over own none.
-struct BinShare {
-  int lane, stride, first_bin, bin_stride;
-
-  __device__ BinShare(int64_t lanes, int bins) {
-    stride = lanes < blockDim.x ? static_cast<int>(lanes) : static_cast<int>(blockDim.x);
-    bin_stride = static_cast<int>(blockDim.x) / stride;
-    lane = static_cast<int>(threadIdx.x) % stride;
-    first_bin = static_cast<int>(threadIdx.x) / stride;
-    if (first_bin >= bin_stride) first_bin = bins;
-  }
-};
 
 // Dynamic shared memory of CellLists.
 template <typename T>

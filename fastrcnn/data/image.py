@@ -133,15 +133,51 @@ def normalise(image: np.ndarray, config: ImageConfig) -> Tensor:
     Returns:
         float32 [3, h, w], contiguous. A pixel has 256 values, so this is a table look-up.
     """
+    tables = _standardise(torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3), config)
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(planes):
+        source = channel if config.channel_order == "bgr" else 2 - channel
+        cv2.LUT(cv2.extractChannel(image, source), tables[:, channel].contiguous().numpy(), plane)
+    return torch.from_numpy(planes)
+
+
+def _standardise(pixels: Tensor, config: ImageConfig) -> Tensor:
+    """uint8 [..., 3] in the channel order of the config -> float32 (pixel - mean) / std, the same bits on any device.
+
+    As OpenCV computes it: the difference in float32, its product with 1 / std in float64.
+    """
     if config.channel_order not in ("rgb", "bgr"):
         raise ValueError(f"data.image.channel_order must be rgb or bgr, got {config.channel_order!r}")
-    # As OpenCV computes it: the difference in float32, its product with 1 / std in float64.
-    differences = np.arange(256, dtype=np.float32) - np.array(config.mean, np.float32)[:, None]
-    tables = (differences * (1 / np.array(config.std, np.float64))[:, None]).astype(np.float32)
-    planes = np.empty((3, *image.shape[:2]), np.float32)
-    for channel, (table, plane) in enumerate(zip(tables, planes, strict=True)):
-        cv2.LUT(cv2.extractChannel(image, channel if config.channel_order == "bgr" else 2 - channel), table, plane)
-    return torch.from_numpy(planes)
+    mean = torch.tensor(config.mean, dtype=torch.float32, device=pixels.device)
+    factor = torch.tensor([1 / std for std in config.std], dtype=torch.float64, device=pixels.device)
+    return ((pixels - mean) * factor).float()
+
+
+def prepare(image: np.ndarray, config: ImageConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A resized picture as the model takes it: normalised, padded, on the device.
+
+    Args:
+        image: uint8 BGR [h, w, 3].
+    Returns:
+        [1, 3, H, W] of `dtype` in channels-last memory: what pad_and_batch([normalise(image)]) gives, bit for bit.
+    """
+    if device.type != "cpu":
+        return _prepare_there(image, config, device, dtype)
+    return pad_and_batch([normalise(image, config)]).to(dtype, memory_format=torch.channels_last)
+
+
+def _prepare_there(image: np.ndarray, config: ImageConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bytes travel, a quarter of float32; the rest is little work for a GPU, and nothing waits for it."""
+    pixels = torch.from_numpy(image)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    pixels = pixels.to(device, non_blocking=True)
+    if config.channel_order == "rgb":
+        pixels = pixels.flip(2)
+    height, width = image.shape[:2]
+    batch = torch.zeros(1, _padded(height), _padded(width), 3, dtype=dtype, device=device)
+    batch[0, :height, :width] = _standardise(pixels, config)
+    return batch.permute(0, 3, 1, 2)
 
 
 def pad_and_batch(images: Sequence[Tensor]) -> Tensor:
@@ -153,8 +189,13 @@ def pad_and_batch(images: Sequence[Tensor]) -> Tensor:
         float32 [N, 3, H, W].
     """
     largest = (max(image.shape[side] for image in images) for side in (1, 2))
-    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in largest)
+    height, width = map(_padded, largest)
     batch = torch.zeros(len(images), 3, height, width)
     for image, padded in zip(images, batch, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
     return batch
+
+
+def _padded(side: int) -> int:
+    """Rounded up to a PAD_MULTIPLE."""
+    return -(-side // PAD_MULTIPLE) * PAD_MULTIPLE
