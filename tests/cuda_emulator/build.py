@@ -32,6 +32,7 @@ VARIANTS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
 }
 EMULATOR = ["fiber.cpp", "shared_memory.cpp", "scheduler.cpp", "races.cpp"]
+PTX = ["ptx.cpp", "ptx_arithmetic.cpp", "ptx_conversion.cpp", "ptx_memory.cpp", "ptx_threads.cpp"]  # of `plain`
 
 
 def namespace(variant: str) -> str:
@@ -54,6 +55,17 @@ def program_library(source: Path, variant: str) -> Path:
     return _build(f"lib{source.stem}_{variant}.so", variant, [source], [], CSRC)
 
 
+def compiled_text(name: str, command: list[str], sources: list[Path], version: bytes) -> str:
+    """What the command, of a compiler of this version, makes of the sources together, as text."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    includes = "".join(f'#include "{source}"\n' for source in sources)
+    parts = [includes.encode(), *(source.read_bytes() for source in sources), " ".join(command).encode(), version]
+    key = _digest(_headers(CSRC), *parts)
+    together = FOLDER / f"together-{key}.cu"
+    together.write_text(includes)
+    return _cached(name, [*command, str(together)], key).read_text()
+
+
 def preload() -> dict[str, str]:
     """The environment for a program that loads the variant `address`."""
     libraries = [
@@ -71,8 +83,9 @@ def _build(name: str, variant: str, sources: list[Path], extra: list[str], csrc:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         flags = [flag if flag != f"-I{CSRC}" else f"-I{csrc}" for flag in FLAGS] + VARIANTS[variant]
         # The race detector itself is not watched.
+        emulator = EMULATOR + (PTX if variant == "plain" else [])
         watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
-        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in EMULATOR]
+        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in emulator]
         headers = _headers(csrc)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: _compile(*job, headers), jobs))
