@@ -99,7 +99,7 @@ class Thread {
 
   // The same in shared memory, where an address is an offset: within one array, or the launch fails.
   char* shared_address(int slot, int offset, unsigned bytes, const Instruction& at) const {
-    const uint32_t address = static_cast<uint32_t>(slots_[slot] + slots_[offset]);
+    const uint64_t address = static_cast<uint32_t>(slots_[slot] + slots_[offset]);
     if (address % bytes != 0) fail_at(at, "a misaligned access of " + std::to_string(bytes) + " bytes");
     for (const Range& array : shared_) {
       if (address >= array.begin && address + bytes <= array.end) return static_cast<char*>(dynamic_shared()) + address;
