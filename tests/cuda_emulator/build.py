@@ -12,6 +12,7 @@ import hashlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ VARIANTS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
 }
 EMULATOR = ["fiber.cpp", "shared_memory.cpp", "scheduler.cpp", "races.cpp"]
-PTX = ["ptx.cpp", "ptx_arithmetic.cpp", "ptx_conversion.cpp", "ptx_memory.cpp", "ptx_threads.cpp"]  # of `plain`
+PTX = ["ptx.cpp", "ptx_arithmetic.cpp", "ptx_bits.cpp", "ptx_conversion.cpp", "ptx_memory.cpp", "ptx_threads.cpp"]
 
 
 def namespace(variant: str) -> str:
@@ -40,6 +41,7 @@ def namespace(variant: str) -> str:
     return f"fastrcnn_emulated_{variant}"
 
 
+@cache
 def library(variant: str, csrc: Path = CSRC) -> Path:
     """The operators of all csrc/*/*.cu as a library for torch.ops.load_library."""
     kernels = sorted(csrc.glob("*/*.cu"))
@@ -50,6 +52,7 @@ def library(variant: str, csrc: Path = CSRC) -> Path:
     return _build(f"lib{namespace(variant)}.so", variant, sources, torch_flags, csrc)
 
 
+@cache
 def program_library(source: Path, variant: str) -> Path:
     """One source without torch as a library for ctypes."""
     return _build(f"lib{source.stem}_{variant}.so", variant, [source], [], CSRC)

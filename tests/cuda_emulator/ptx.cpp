@@ -26,6 +26,7 @@ const InstructionSet& instruction_set() {
   static const InstructionSet set = [] {
     InstructionSet set;
     add_arithmetic(set);
+    add_bits(set);
     add_conversion(set);
     add_memory(set);
     add_threads(set);
@@ -133,7 +134,8 @@ void Thread::fail_at(const Instruction& at, const std::string& what) {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// From now on kernels run from PTX, found by this function; null: as g++ compiled them, and what was found is forgotten.
+// From now on kernels run from PTX, found by this function; null: as g++ compiled them, and what was found is
+// forgotten.
 EXPORTED void cuda_emulator_ptx_find(cuda_emulator::ptx::Find function) {
   using namespace cuda_emulator;
   ptx::find = function;

@@ -60,6 +60,7 @@ struct KernelText {
 // By name and number of operands, as "add.s32/3".
 using InstructionSet = std::map<std::string, Execute>;
 void add_arithmetic(InstructionSet& set);
+void add_bits(InstructionSet& set);
 void add_conversion(InstructionSet& set);
 void add_memory(InstructionSet& set);
 void add_threads(InstructionSet& set);

@@ -20,7 +20,14 @@ from cuda_emulator import build, emulated, load, ptx_text
 
 ARCHITECTURES = [75, 80, 90]
 # As in setup.py; without contraction to fused multiply-adds, so that the results are those of g++ bit for bit.
-FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr", f"-DTORCH_TARGET_VERSION={build.ABI}"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fmad=false",
+    "-lineinfo",
+    "--expt-relaxed-constexpr",
+    f"-DTORCH_TARGET_VERSION={build.ABI}",
+]
 MAX_OPERANDS = 10  # as in ptx.h
 
 
@@ -101,7 +108,7 @@ def from_ptx(
 def replaced_kernels(
     path: Path, module: ptx_text.Module, edit: Callable[[str], str] = lambda text: text
 ) -> Iterator[list[str]]:
-    """While it lasts, launches in the library at `path`, which is loaded, run the kernel of the same name of the module."""
+    """While it lasts, launches in the loaded library at `path` run the kernel of the same name of the module."""
     library = ctypes.CDLL(str(path))
     symbols = functions(path)
     names: list[str] = []

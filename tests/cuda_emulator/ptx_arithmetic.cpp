@@ -1,37 +1,14 @@
-// Arithmetic, comparisons and bits. IEEE 754 as the instructions demand it: +, -, *, /, sqrt and fma are rounded once,
+// Arithmetic and comparisons. IEEE 754 as the instructions demand it: +, -, *, /, sqrt and fma are rounded once,
 // to the nearest unless their name says otherwise; the approximations of exp2, log2 and 1/sqrt are the CPU's, which are
 // not those of any GPU.
 #include <algorithm>
 #include <cfenv>
 #include <cmath>
 
-#include "ptx.h"
+#include "ptx_operands.h"
 
 namespace cuda_emulator::ptx {
 namespace {
-
-// --- one function of the operands ------------------------------------------------------------------------------------
-
-template <typename To, typename T, auto function>
-void unary(Thread& thread, const Instruction& i) {
-  thread.write<To>(i.operands[0], function(thread.read<T>(i.operands[1])));
-}
-
-template <typename To, typename T, auto function>
-void binary(Thread& thread, const Instruction& i) {
-  thread.write<To>(i.operands[0], function(thread.read<T>(i.operands[1]), thread.read<T>(i.operands[2])));
-}
-
-template <typename To, typename T, auto function>
-void ternary(Thread& thread, const Instruction& i) {
-  thread.write<To>(i.operands[0], function(thread.read<T>(i.operands[1]), thread.read<T>(i.operands[2]),
-                                           thread.read<To>(i.operands[3])));
-}
-
-template <typename T, auto function>
-void shift(Thread& thread, const Instruction& i) {
-  thread.write<T>(i.operands[0], function(thread.read<T>(i.operands[1]), thread.read<uint32_t>(i.operands[2])));
-}
 
 void copy(Thread& thread, const Instruction& i) {
   thread.write<uint64_t>(i.operands[0], thread.read<uint64_t>(i.operands[1]));
@@ -73,9 +50,14 @@ void add_comparison(InstructionSet& set, const std::string& name, const std::str
 }
 
 template <typename T>
-void add_comparisons(InstructionSet& set, const std::string& type) {
+void add_equality(InstructionSet& set, const std::string& type) {
   add_comparison<T, [](T a, T b) { return a == b; }>(set, "eq", type);
   add_comparison<T, [](T a, T b) { return a < b || b < a; }>(set, "ne", type);  // false where one is NaN
+}
+
+template <typename T>
+void add_comparisons(InstructionSet& set, const std::string& type) {
+  add_equality<T>(set, type);
   add_comparison<T, [](T a, T b) { return a < b; }>(set, "lt", type);
   add_comparison<T, [](T a, T b) { return a <= b; }>(set, "le", type);
   add_comparison<T, [](T a, T b) { return b < a; }>(set, "gt", type);
@@ -112,14 +94,15 @@ void add_integer(InstructionSet& set, const std::string& type) {
       ternary<T, T, [](T a, T b, T c) { return static_cast<T>(U(Wide(a) * Wide(b) >> kBits) + U(c)); }>;
   if constexpr (sizeof(T) < 8) {
     set["mul.wide." + type + "/3"] = binary<Wide, T, [](T a, T b) { return static_cast<Wide>(Wide(a) * Wide(b)); }>;
-    set["mad.wide." + type + "/4"] = ternary<Wide, T, [](T a, T b, Wide c) {
-      return static_cast<Wide>(uint64_t(a) * uint64_t(b) + uint64_t(c));
-    }>;
+    set["mad.wide." + type + "/4"] =
+        ternary<Wide, T, [](T a, T b, Wide c) { return static_cast<Wide>(uint64_t(a) * uint64_t(b) + uint64_t(c)); }>;
   }
   // A GPU does not trap: x / 0 has all bits set, x % 0 is x, and the smallest number divided by -1 is itself.
   constexpr auto kMinusOne = static_cast<T>(-1);
   set["div." + type + "/3"] = binary<T, T, [](T a, T b) {
-    return b == 0 ? kMinusOne : std::is_signed_v<T> && b == kMinusOne ? static_cast<T>(U(0) - U(a)) : static_cast<T>(a / b);
+    return b == 0                                  ? kMinusOne
+           : std::is_signed_v<T> && b == kMinusOne ? static_cast<T>(U(0) - U(a))
+                                                   : static_cast<T>(a / b);
   }>;
   set["rem." + type + "/3"] = binary<T, T, [](T a, T b) {
     return b == 0 ? a : std::is_signed_v<T> && b == kMinusOne ? T(0) : static_cast<T>(a % b);
@@ -129,99 +112,10 @@ void add_integer(InstructionSet& set, const std::string& type) {
   set["neg." + type + "/2"] = unary<T, T, [](T a) { return static_cast<T>(U(0) - U(a)); }>;
   set["abs." + type + "/2"] = unary<T, T, [](T a) { return a < 0 ? static_cast<T>(U(0) - U(a)) : a; }>;
   set["shr." + type + "/3"] =
-      shift<T, [](T a, uint32_t n) { return static_cast<T>(n < kBits ? a >> n : a < 0 ? -1 : 0); }>;
+      shift<T, [](T a, uint32_t n) { return static_cast<T>(n < kBits ? a >> n
+                                                           : a < 0   ? -1
+                                                                     : 0); }>;
   add_comparisons<T>(set, type);
-}
-
-// --- bits ------------------------------------------------------------------------------------------------------------
-
-template <typename U>
-U mask_of(uint32_t length) {
-  return length >= 8 * sizeof(U) ? static_cast<U>(~U(0)) : static_cast<U>((U(1) << length) - 1);
-}
-
-// The bits of a, in b from `start` on for `length` bits.
-template <typename U>
-void insert_bits(Thread& thread, const Instruction& i) {
-  const U a = thread.read<U>(i.operands[1]), b = thread.read<U>(i.operands[2]);
-  const uint32_t start = thread.read<uint8_t>(i.operands[3]), length = thread.read<uint8_t>(i.operands[4]);
-  const bool inside = start < 8 * sizeof(U);
-  const U mask = inside ? static_cast<U>(mask_of<U>(length) << start) : 0;
-  thread.write<U>(i.operands[0], (b & ~mask) | (inside ? (a << start) & mask : 0));
-}
-
-// The bits of a from `start` on for `length` bits; of a signed type, extended by the last of them or of a.
-template <typename T>
-void extract_bits(Thread& thread, const Instruction& i) {
-  const T a = thread.read<T>(i.operands[1]);
-  const int start = thread.read<uint8_t>(i.operands[2]), length = thread.read<uint8_t>(i.operands[3]);
-  constexpr int kBits = 8 * sizeof(T);
-  const auto bit = [&](int number) { return a >> std::min(number, kBits - 1) & 1; };
-  const bool sign = std::is_signed_v<T> && length > 0 && bit(start + length - 1);
-  std::make_unsigned_t<T> result = 0;
-  for (int k = 0; k < kBits; ++k) {
-    const bool set = k < length && start + k < kBits ? bit(start + k) : sign;
-    result |= static_cast<std::make_unsigned_t<T>>(set) << k;
-  }
-  thread.write<T>(i.operands[0], static_cast<T>(result));
-}
-
-// Four bytes chosen from the eight of a and b; the highest bit of a selector says: its sign instead.
-uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selectors) {
-  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
-  uint32_t result = 0;
-  for (int k = 0; k < 4; ++k) {
-    const uint32_t selector = selectors >> 4 * k & 15;
-    uint32_t byte = bytes >> 8 * (selector & 7) & 255;
-    if (selector & 8) byte = byte & 128 ? 255 : 0;
-    result |= byte << 8 * k;
-  }
-  return result;
-}
-
-// The function of three bits whose truth table is the number `table`, for each bit of a, b and c.
-void logic(Thread& thread, const Instruction& i) {
-  const uint32_t a = thread.read<uint32_t>(i.operands[1]), b = thread.read<uint32_t>(i.operands[2]);
-  const uint32_t c = thread.read<uint32_t>(i.operands[3]), table = thread.read<uint32_t>(i.operands[4]);
-  uint32_t result = 0;
-  for (int k = 0; k < 32; ++k) {
-    const uint32_t row = (a >> k & 1) << 2 | (b >> k & 1) << 1 | (c >> k & 1);
-    result |= (table >> row & 1) << k;
-  }
-  thread.write<uint32_t>(i.operands[0], result);
-}
-
-template <bool left, bool wrap>
-uint32_t funnel_shift(uint32_t low, uint32_t high, uint32_t n) {
-  const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
-  n = wrap ? n & 31 : std::min(n, 32u);
-  return static_cast<uint32_t>(left ? both << n >> 32 : both >> n);
-}
-
-template <typename U>
-void add_bits(InstructionSet& set, const std::string& type) {
-  constexpr uint32_t kBits = 8 * sizeof(U);
-  set["and." + type + "/3"] = binary<U, U, [](U a, U b) { return static_cast<U>(a & b); }>;
-  set["or." + type + "/3"] = binary<U, U, [](U a, U b) { return static_cast<U>(a | b); }>;
-  set["xor." + type + "/3"] = binary<U, U, [](U a, U b) { return static_cast<U>(a ^ b); }>;
-  set["not." + type + "/2"] = unary<U, U, [](U a) { return static_cast<U>(~a); }>;
-  set["shl." + type + "/3"] = shift<U, [](U a, uint32_t n) { return static_cast<U>(n < kBits ? a << n : 0); }>;
-  set["shr." + type + "/3"] = shift<U, [](U a, uint32_t n) { return static_cast<U>(n < kBits ? a >> n : 0); }>;
-  set["setp.eq." + type + "/3"] = set_predicate<U, [](U a, U b) { return a == b; }, Join::kNone, 0>;
-  set["setp.ne." + type + "/3"] = set_predicate<U, [](U a, U b) { return a != b; }, Join::kNone, 0>;
-  if constexpr (kBits >= 32) {
-    set["bfi." + type + "/5"] = insert_bits<U>;
-    set["bfe.u" + type.substr(1) + "/4"] = extract_bits<U>;
-    set["bfe.s" + type.substr(1) + "/4"] = extract_bits<std::make_signed_t<U>>;
-    set["popc." + type + "/2"] = unary<uint32_t, U, [](U a) { return __builtin_popcountll(a); }>;
-    set["clz." + type + "/2"] =
-        unary<uint32_t, U, [](U a) { return a == 0 ? kBits : __builtin_clzll(a) - (64 - kBits); }>;
-    set["brev." + type + "/2"] = unary<U, U, [](U a) {
-      U reversed = 0;
-      for (uint32_t k = 0; k < kBits; ++k) reversed |= (a >> k & 1) << (kBits - 1 - k);
-      return reversed;
-    }>;
-  }
 }
 
 // --- floating point --------------------------------------------------------------------------------------------------
@@ -238,8 +132,10 @@ __attribute__((noinline)) T rounded(Operands... operands) {
 
 template <typename T, int mode>
 void add_directed(InstructionSet& set, const std::string& type) {
-  set["add." + type + "/3"] = binary<T, T, [](T a, T b) { return rounded<T, mode, [](T a, T b) { return a + b; }>(a, b); }>;
-  set["mul." + type + "/3"] = binary<T, T, [](T a, T b) { return rounded<T, mode, [](T a, T b) { return a * b; }>(a, b); }>;
+  set["add." + type + "/3"] =
+      binary<T, T, [](T a, T b) { return rounded<T, mode, [](T a, T b) { return a + b; }>(a, b); }>;
+  set["mul." + type + "/3"] =
+      binary<T, T, [](T a, T b) { return rounded<T, mode, [](T a, T b) { return a * b; }>(a, b); }>;
   set["fma." + type + "/4"] = ternary<T, T, [](T a, T b, T c) {
     return rounded<T, mode, [](T a, T b, T c) { return std::fma(a, b, c); }>(a, b, c);
   }>;
@@ -303,19 +199,13 @@ void add_arithmetic(InstructionSet& set) {
   add_integer<uint32_t, uint64_t>(set, "u32");
   add_integer<int64_t, __int128>(set, "s64");
   add_integer<uint64_t, unsigned __int128>(set, "u64");
-  add_bits<uint16_t>(set, "b16");
-  add_bits<uint32_t>(set, "b32");
-  add_bits<uint64_t>(set, "b64");
+  add_equality<uint16_t>(set, "b16");
+  add_equality<uint32_t>(set, "b32");
+  add_equality<uint64_t>(set, "b64");
   set["and.pred/3"] = binary<bool, bool, [](bool a, bool b) { return a && b; }>;
   set["or.pred/3"] = binary<bool, bool, [](bool a, bool b) { return a || b; }>;
   set["xor.pred/3"] = binary<bool, bool, [](bool a, bool b) { return a != b; }>;
   set["not.pred/2"] = unary<bool, bool, [](bool a) { return !a; }>;
-  set["prmt.b32/4"] = ternary<uint32_t, uint32_t, permute_bytes>;
-  set["lop3.b32/5"] = logic;
-  set["shf.l.wrap.b32/4"] = ternary<uint32_t, uint32_t, funnel_shift<true, true>>;
-  set["shf.r.wrap.b32/4"] = ternary<uint32_t, uint32_t, funnel_shift<false, true>>;
-  set["shf.l.clamp.b32/4"] = ternary<uint32_t, uint32_t, funnel_shift<true, false>>;
-  set["shf.r.clamp.b32/4"] = ternary<uint32_t, uint32_t, funnel_shift<false, false>>;
   add_float<float>(set, "f32");
   add_float<double>(set, "f64");
   add_approximations(set);

@@ -32,8 +32,7 @@ To clamped(From x) {
 
 template <typename T, typename From, auto round>
 void add_rounding_to(InstructionSet& set, const std::string& mode, const std::string& type, const std::string& from) {
-  set["cvt." + mode + "." + type + "." + from + "/2"] =
-      convert<T, From, [](From x) { return clamped<T>(round(x)); }>;
+  set["cvt." + mode + "." + type + "." + from + "/2"] = convert<T, From, [](From x) { return clamped<T>(round(x)); }>;
 }
 
 template <typename T, typename From>
@@ -84,7 +83,8 @@ uint16_t to_bfloat(float x) { return __float2bfloat16_rn(x).bits; }
 // Two numbers in one register; the first operand is the higher half.
 template <auto to_16_bits>
 void convert_pair(Thread& thread, const Instruction& i) {
-  const uint32_t high = to_16_bits(thread.read<float>(i.operands[1])), low = to_16_bits(thread.read<float>(i.operands[2]));
+  const uint32_t high = to_16_bits(thread.read<float>(i.operands[1])),
+                 low = to_16_bits(thread.read<float>(i.operands[2]));
   thread.write<uint32_t>(i.operands[0], high << 16 | low);
 }
 

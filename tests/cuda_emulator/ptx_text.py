@@ -16,9 +16,9 @@ FIXED = ["true", "parameters", "local", "_", *INDICES, "%laneid"]
 TRUE, PARAMETERS, LOCAL = range(3)
 
 # Modifiers that change nothing here: caches, who sees an access when, and that all threads of a warp take part.
-IGNORED = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "volatile", "weak", "relaxed", "acquire", "release", "acq_rel"}
-IGNORED |= {"sc", "cta", "gpu", "sys", "aligned", "L1::no_allocate", "L1::evict_first", "L1::evict_last"}
-IGNORED |= {"L2::64B", "L2::128B", "L2::256B"}
+IGNORED = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "L1::no_allocate", "L1::evict_first", "L1::evict_last"}
+IGNORED |= {"L2::64B", "L2::128B", "L2::256B", "volatile", "weak", "relaxed", "acquire", "release", "acq_rel", "sc"}
+IGNORED |= {"cta", "gpu", "sys", "aligned"}
 
 POISON = 2**64 - 1  # what registers hold before they are written: NaN, -1
 GAP = 16  # bytes between arrays of shared memory, so that a step past the end of one is not in the next
@@ -81,19 +81,21 @@ class _Reader:
     def read(self, text: str) -> Kernel:
         head, _, body = text.partition("{")
         for parameter in re.findall(r"\.param[^,)]*", head):
-            self._parameter(parameter.strip())
+            self._parameter(" ".join(parameter.split()))
         words = set(re.findall(r"[\w$]+", body))
         for name, statement in self.module.shared.items():
             if name in words and not statement.endswith("[]"):
                 self._shared(statement)
-        dynamic = {name: self._new_slot(0) for name, statement in self.module.shared.items() if statement.endswith("[]")}
+        dynamic = {
+            name: self._new_slot(0) for name, statement in self.module.shared.items() if statement.endswith("[]")
+        }
         self.names |= dynamic
         for statement in _statements(body[: body.rindex("}")]):
             self._statement(statement)
         for instruction, label in self.branches:
             instruction.operands = [self.labels[label]]
-        for slot in dynamic.values():  # it lies behind the static
-            self.kernel.slots[slot] = self.kernel.shared_bytes
+        for name in dynamic:  # it lies behind the static
+            self.kernel.slots[self.names[name]] = self.kernel.shared_bytes
         return self.kernel
 
     def _statement(self, statement: str) -> None:
@@ -111,9 +113,10 @@ class _Reader:
                 self._registers(names.strip())
         elif statement.startswith(".shared"):
             self._shared(statement)
-        elif match := re.match(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]", statement):
-            self.names[match[1]] = LOCAL
-            self.kernel.local_bytes = (int(match[2]) + 15) // 16 * 16
+        elif statement.startswith(".local"):  # nvcc makes one of all
+            name, size, _ = self._variable(statement)
+            self.names[name] = LOCAL
+            self.kernel.local_bytes = _aligned(size, 16)
         elif not statement.startswith(".pragma"):
             self._instruction(statement)
 
@@ -123,23 +126,24 @@ class _Reader:
             self.names[name] = self._new_slot(POISON)
 
     def _parameter(self, statement: str) -> None:
-        match = re.fullmatch(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\b.*\s)?([\w$]+)(?:\[(\d+)\])?", statement)
-        if match is None:
-            raise NotPossible(statement)
-        size = BYTES[match[2]] * int(match[4] or 1)
-        begin = _aligned(self.kernel.parameters[-1][1] if self.kernel.parameters else 0, int(match[1] or BYTES[match[2]]))
+        name, size, alignment = self._variable(statement)
+        begin = _aligned(self.kernel.parameters[-1][1] if self.kernel.parameters else 0, alignment)
         self.kernel.parameters.append((begin, begin + size))
-        self.addresses[match[3]] = begin
+        self.addresses[name] = begin
 
     def _shared(self, statement: str) -> None:
-        match = re.match(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?", statement)
-        if match is None:
-            raise NotPossible(statement)
-        size = BYTES[match[2]] * int(match[4] or 1)
-        begin = _aligned(self.kernel.shared_bytes, int(match[1] or BYTES[match[2]]))
+        name, size, alignment = self._variable(statement)
+        begin = _aligned(self.kernel.shared_bytes, alignment)
         self.kernel.shared.append((begin, begin + size))
         self.kernel.shared_bytes = _aligned(begin + size + GAP, 16)
-        self.names[match[3]] = self._constant(begin)
+        self.names[name] = self._constant(begin)
+
+    def _variable(self, statement: str) -> tuple[str, int, int]:
+        """Name, bytes and alignment of .space .align 8 .b8 name[16], or .space .u64 name."""
+        match = re.fullmatch(r"\.\w+ (?:\.align (\d+) )?\.(\w+) (?:\.ptr\b.* )?([\w$]+)(?:\[(\d+)\])?", statement)
+        if match is None or match[2] not in BYTES:
+            raise NotPossible(statement)
+        return match[3], BYTES[match[2]] * int(match[4] or 1), int(match[1] or BYTES[match[2]])
 
     # --- instructions -------------------------------------------------------------------------------------------------
 
@@ -219,5 +223,3 @@ def _as_of_gcc(name: str) -> str:
 
 def _aligned(offset: int, alignment: int) -> int:
     return (offset + alignment - 1) // alignment * alignment
-
-

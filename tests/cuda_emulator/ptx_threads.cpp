@@ -22,8 +22,7 @@ uint32_t any(Thread& thread, const Instruction& i, bool predicate) { return coun
 uint32_t all(Thread& thread, const Instruction& i, bool predicate) { return count(thread, i, !predicate) == 0; }
 
 uint32_t ballot(Thread& thread, const Instruction& i, bool predicate) {
-  return static_cast<uint32_t>(
-      warp_op(WarpOp::kBallot, thread.read<uint32_t>(i.operands[2]), predicate, 0, i.place()));
+  return static_cast<uint32_t>(warp_op(WarpOp::kBallot, thread.read<uint32_t>(i.operands[2]), predicate, 0, i.place()));
 }
 
 enum class Shuffle { kUp, kDown, kXor, kIndex };
