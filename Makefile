@@ -23,7 +23,7 @@ test: $(TESTABLE)
 	$(RUN) -m pytest
 
 test-emulated: $(TESTABLE)
-	$(RUN) -m pytest -k "emulated or emulator"
+	$(RUN) -m pytest -k "emulated or emulator or ptx"
 
 bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py

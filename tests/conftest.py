@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emulator import emulated
+from cuda_emulator import emulated, ptx
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -45,10 +45,12 @@ def units() -> dict[str, Any]:
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Every device that ops can run on here: a test that takes it is repeated on each.
 
-    "emulated": the CUDA kernels, executed on the CPU (cuda_emulator/README.md); tensors are on the CPU.
+    "emulated": the CUDA kernels, executed on the CPU (cuda_emulator/README.md); tensors are on the CPU. With
+    CUDA_EMULATOR_PTX=80, what nvcc makes of them for compute_80.
     """
     if request.param == "emulated":
-        with emulated():
+        architecture = os.environ.get("CUDA_EMULATOR_PTX")
+        with ptx.from_ptx(int(architecture)) if architecture else emulated():
             yield torch.device("cpu")
     else:
         yield torch.device(request.param)

@@ -45,8 +45,8 @@ void launch(const char* what, void (*kernel)(Parameters...), int64_t blocks, int
   }
 #if defined(FASTRCNN_CUDA_EMULATOR)
   static_cast<void>(stream);
-  ::cuda_emulator::launch(what, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes,
-                          [&] { kernel(args...); });
+  ::cuda_emulator::launch_kernel(what, kernel, dim3(static_cast<unsigned>(blocks)),
+                                 dim3(static_cast<unsigned>(threads)), shared_bytes, args...);
 #else
   // clang-format off
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args...);

@@ -12,6 +12,7 @@ import hashlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ VARIANTS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
 }
 EMULATOR = ["fiber.cpp", "shared_memory.cpp", "scheduler.cpp", "races.cpp"]
+PTX = ["ptx.cpp", "ptx_arithmetic.cpp", "ptx_bits.cpp", "ptx_conversion.cpp", "ptx_memory.cpp", "ptx_threads.cpp"]
 
 
 def namespace(variant: str) -> str:
@@ -39,6 +41,7 @@ def namespace(variant: str) -> str:
     return f"fastrcnn_emulated_{variant}"
 
 
+@cache
 def library(variant: str, csrc: Path = CSRC) -> Path:
     """The operators of all csrc/*/*.cu as a library for torch.ops.load_library."""
     kernels = sorted(csrc.glob("*/*.cu"))
@@ -49,9 +52,21 @@ def library(variant: str, csrc: Path = CSRC) -> Path:
     return _build(f"lib{namespace(variant)}.so", variant, sources, torch_flags, csrc)
 
 
+@cache
 def program_library(source: Path, variant: str) -> Path:
     """One source without torch as a library for ctypes."""
     return _build(f"lib{source.stem}_{variant}.so", variant, [source], [], CSRC)
+
+
+def compiled_text(name: str, command: list[str], sources: list[Path], version: bytes) -> str:
+    """What the command, of a compiler of this version, makes of the sources together, as text."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    includes = "".join(f'#include "{source}"\n' for source in sources)
+    parts = [includes.encode(), *(source.read_bytes() for source in sources), " ".join(command).encode(), version]
+    key = _digest(_headers(CSRC), *parts)
+    together = FOLDER / f"together-{key}.cu"
+    together.write_text(includes)
+    return _cached(name, [*command, str(together)], key).read_text()
 
 
 def preload() -> dict[str, str]:
@@ -71,8 +86,9 @@ def _build(name: str, variant: str, sources: list[Path], extra: list[str], csrc:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         flags = [flag if flag != f"-I{CSRC}" else f"-I{csrc}" for flag in FLAGS] + VARIANTS[variant]
         # The race detector itself is not watched.
+        emulator = EMULATOR + (PTX if variant == "plain" else [])
         watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
-        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in EMULATOR]
+        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in emulator]
         headers = _headers(csrc)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: _compile(*job, headers), jobs))

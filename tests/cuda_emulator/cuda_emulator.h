@@ -7,6 +7,7 @@
 #include "half.h"
 #include "intrinsics.h"
 #include "language.h"
+#include "launch_kernel.h"
 #include "scheduler.h"
 
 // What host code uses of the runtime: everything is done when a call returns.

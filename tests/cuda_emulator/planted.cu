@@ -1,9 +1,15 @@
 // Small kernels with one bug each, and the same without it: what the emulator must find, and must not. The host calls
 // run_planted(name, size, data, error).
 #include <cstdio>
+#include <cstring>
 #include <string>
 
 #include "common/launch.h"
+
+#if !defined(FASTRCNN_CUDA_EMULATOR)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
 
 using fastrcnn::launch;
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "launch_kernel.h"
 #include "races.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -14,6 +15,9 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace cuda_emulator {
+
+KernelReplacement kernel_replacement = nullptr;
+
 namespace {
 
 constexpr int kMaxThreads = 1024;                // per block
