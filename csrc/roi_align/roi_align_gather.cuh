@@ -15,6 +15,8 @@ namespace fastrcnn {
 
 constexpr int kTile = 8;           // cells per side
 constexpr int kTileChannels = 32;  // one warp
+template <typename T>
+constexpr int kTileBlocks = sizeof(T) == 8 ? 2 : 4;  // at least, per multiprocessor
 constexpr int kBinChunk = 16;      // bins per axis whose weights are in shared memory at once
 
 // The tiles of all levels: those of level l are numbered first[l] .. first[l + 1], image by image, row by row.
@@ -46,7 +48,7 @@ __device__ __forceinline__ bool may_touch(const RoiAxis<T>& axis, int bins, int 
 }
 
 template <typename Feature, typename T>
-__global__ void __launch_bounds__(kTile* kTileChannels)
+__global__ void __launch_bounds__(kTile* kTileChannels, kTileBlocks<T>)
     roi_align_gather_kernel(const __grid_constant__ RoiAlignParams<T> p, const __grid_constant__ TileTable table,
                             const Feature* __restrict__ grad, const __grid_constant__ FeatureMaps<T> sums) {
   constexpr int threads = kTile * kTileChannels;
@@ -80,7 +82,6 @@ __global__ void __launch_bounds__(kTile* kTileChannels)
     __syncthreads();
     for (int k = 0; k < place_in_list.total; ++k) {
       const int64_t r = chosen[k];
-      const RoiPlace<T> place = roi_place(p, r);
       for (int p0 = 0; p0 < p.pooled_height; p0 += kBinChunk) {
         for (int q0 = 0; q0 < p.pooled_width; q0 += kBinChunk) {
           const int rows = min(kBinChunk, p.pooled_height - p0), columns = min(kBinChunk, p.pooled_width - q0);
@@ -91,7 +92,8 @@ __global__ void __launch_bounds__(kTile* kTileChannels)
             bool any = false;
             for (int i = 0; i < kTile; ++i) weights[i] = T(0);
             if (bin < (along_y ? rows : columns)) {
-              for_each_cell(choose_axis(place, along_y), (along_y ? p0 : q0) + bin, [&](int cell, T weight) {
+              const RoiAxis<T> axis = choose_axis(roi_place(p, r), along_y);
+              for_each_cell(axis, (along_y ? p0 : q0) + bin, [&](int cell, T weight) {
                 if (cell < first || cell >= first + kTile) return;
                 weights[cell - first] += weight;
                 any = true;

@@ -61,10 +61,12 @@ struct AddToMaximum {
 };
 
 constexpr int kPoolGatherThreads = 128;
+template <typename T>
+constexpr int kPoolGatherBlocks = sizeof(T) == 8 ? 6 : 8;  // at least, per multiprocessor
 
 // sums: [N, height, width, C], written completely.
 template <typename Feature, typename T>
-__global__ void __launch_bounds__(kPoolGatherThreads)
+__global__ void __launch_bounds__(kPoolGatherThreads, kPoolGatherBlocks<T>)
     roi_pool_gather_kernel(RoiPoolParams<T> p, const Feature* __restrict__ grad, const int32_t* __restrict__ argmax,
                            T* __restrict__ sums) {
   __shared__ int64_t chosen[kPoolGatherThreads];
