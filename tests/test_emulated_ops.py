@@ -91,7 +91,7 @@ def test_nms(run, count, dtype):
 
 @runs
 def test_nms_of_long_segments(run):
-    """Of more tiles than the ring in shared memory holds, cut by chunks of the mask, which are small in the emulator."""
+    """Of more tiles than the ring in shared memory holds; chunks of the mask, small in the emulator, cut them."""
     count, last = 4400, 200
     # In the order of scores; who is suppressed has one other to thank for it, most of them far ahead.
     boxes = torch.arange(count)[:, None] * 10.0 + torch.tensor([0.0, 0, 8, 8])

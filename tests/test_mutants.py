@@ -185,10 +185,8 @@ MUTANTS = [
         "RoIAlign: the stride of rows is that of columns",
         "roi_align",
         "roi_align/roi_align.cuh",
-        "add = [&](int y, int x, T weight) {\n        const auto cell = *reinterpret_cast<const Pack<Feature, vector>*>("
-        "map + c + y * row + x * p.channels);",
-        "add = [&](int y, int x, T weight) {\n        const auto cell = *reinterpret_cast<const Pack<Feature, vector>*>("
-        "map + c + y * p.heights[place.level] * p.channels + x * p.channels);",
+        "y * row + x * p.channels);\n        for (int v = 0; v < vector; ++v) sum[v] += ",
+        "y * p.channels + x * p.channels);\n        for (int v = 0; v < vector; ++v) sum[v] += ",
         "plain",
         edges("roi_align", "torch.float32-channels_last-8-plain-in_order"),
         DIFFERENT,

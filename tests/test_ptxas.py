@@ -2,7 +2,7 @@
 any architecture. No GPU is needed.
 """
 
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,24 @@ ROOT = Path(__file__).parent.parent
 EXCEPTIONS: dict[str, str] = {}
 
 
-@pytest.fixture(scope="module")
-def ptxas():
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
     if not (ROOT / "benchmarks" / "ptxas.py").is_file():
         pytest.skip("needs the source tree")
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import ptxas
-    finally:
-        sys.path.pop(0)
-    return ptxas
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ptxas(scripts):
+    return import_module("ptxas")
+
+
+@pytest.fixture(scope="module")
+def occupancy(scripts):
+    pytest.importorskip("torchvision")
+    return import_module("occupancy")
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +74,28 @@ def test_a_spill_is_seen(ptxas):
     threads = ptxas.block_sizes(".visible .entry _ZN8fastrcnn13assign_kernelIfEEvv()\n.maxntid 256, 1, 1\n{")
     (kernel,) = ptxas.parse(said, threads)
     assert kernel == ptxas.Kernel("assign_kernel<float>", "90", 256, 64, 3136, 24, 64)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads", "registers", "shared", "expected"),
+    [
+        ("90", 256, 32, 0, 1.0),
+        ("90", 256, 64, 0, 0.5),  # 8 * 2048 registers: 4 blocks
+        ("90", 256, 65, 0, 0.375),  # 72 are given
+        ("75", 256, 64, 0, 1.0),
+        ("80", 128, 32, 48 << 10, 3 * 4 / 64),  # 49 of 164 KiB
+        ("86", 32, 16, 0, 16 / 48),  # 16 blocks
+        ("89", 1024, 64, 0, 32 / 48),
+        ("120", 1024, 65, 0, 0.0),  # cannot be launched
+    ],
+)
+def test_occupancy(occupancy, architecture, threads, registers, shared, expected):
+    limits = occupancy.MULTIPROCESSORS[architecture]
+    assert occupancy.occupancy(limits, threads, registers, shared) == pytest.approx(expected)
+
+
+def test_the_page_of_occupancy_has_every_kernel(occupancy, compiled):
+    """Otherwise: python benchmarks/occupancy.py > benchmarks/occupancy.md"""
+    page = (ROOT / "benchmarks" / "occupancy.md").read_text()
+    rows = occupancy.kernel_table(compiled.kernels)[2:]
+    assert [name for name in (row.split(" |")[0] + " |" for row in rows) if name not in page] == []

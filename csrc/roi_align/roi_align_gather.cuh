@@ -15,9 +15,11 @@ namespace fastrcnn {
 
 constexpr int kTile = 8;           // cells per side
 constexpr int kTileChannels = 32;  // one warp
-template <typename T>
-constexpr int kTileBlocks = sizeof(T) == 8 ? 2 : 4;  // at least, per multiprocessor
 constexpr int kBinChunk = 16;      // bins per axis whose weights are in shared memory at once
+
+// Blocks per multiprocessor, at least: as many as leave each thread the registers it needs.
+template <typename T>
+constexpr int kTileBlocks = sizeof(T) == 8 ? 2 : 4;
 
 // The tiles of all levels: those of level l are numbered first[l] .. first[l + 1], image by image, row by row.
 struct TileTable {
