@@ -90,6 +90,22 @@ def test_nms(run, count, dtype):
 
 
 @runs
+def test_nms_of_long_segments(run):
+    """Of more tiles than the ring in shared memory holds; chunks of the mask, small in the emulator, cut them."""
+    count, last = 4400, 200
+    # In the order of scores; who is suppressed has one other to thank for it, most of them far ahead.
+    boxes = torch.arange(count)[:, None] * 10.0 + torch.tensor([0.0, 0, 8, 8])
+    copies = torch.randperm(count, generator=seeded(0))[: count // 3].sort().values[1:]
+    boxes[copies] = boxes[(torch.rand(len(copies), generator=seeded(1)) * copies).long()]
+    boxes[-last:] = boxes[:last]
+    mixed = torch.randperm(count, generator=seeded(2))
+    boxes, scores = boxes[mixed], torch.linspace(1, 0, count)[mixed]
+    two = (torch.arange(count) < 1200).long()[mixed]
+    assert_same(run, lambda: ops.nms(boxes, scores, 0.7))
+    assert_same(run, lambda: ops.batched_nms(boxes, scores, two, 0.5, 500))
+
+
+@runs
 @counts
 @pytest.mark.parametrize("num_gt", [0, 1, 33, 257])
 def test_assign_max_iou(run, count, num_gt):

@@ -17,15 +17,18 @@
 #pragma once
 
 #include "../common/block.cuh"
+#include "../common/scratch.h"
 #include "nms_order.cuh"
 
 namespace fastrcnn {
 
-using Word = unsigned long long;
-constexpr int kWordBits = 64;  // also the side of a tile of candidates
 constexpr int kNmsThreads = 256;
 constexpr int kCollectThreads = 1024;
+#if defined(FASTRCNN_CUDA_EMULATOR)
+constexpr size_t kMaskBytes = size_t(256) << 10;  // so that the tests have chunks, too
+#else
 constexpr size_t kMaskBytes = size_t(128) << 20;
+#endif
 
 __device__ __forceinline__ Word bit(int i) { return Word(1) << i; }
 
@@ -259,8 +262,7 @@ struct NmsScratch {
   SortPairs order;          // values: index of each rank
   int32_t* class_order[2];  // with classes: rank of each position, and room for sorting
   Groups<T> groups;
-  Word* removed;  // one per tile
-  bool* keep;     // by rank; lies behind `removed`
+  Decisions decisions;
   int64_t mask_rows, mask_words;
   Word* mask;
   void* sort;
@@ -269,38 +271,34 @@ struct NmsScratch {
 
   // memory: null to learn `bytes`.
   NmsScratch(const NmsParams<T>& p, void* memory) {
+    ScratchMemory scratch(memory);
     const int64_t n = p.num_images * p.num_candidates, tiles = blocks_for(n, kWordBits);
-    const auto base = reinterpret_cast<uintptr_t>(memory);
-    bytes = 0;
-    const auto take = [&]<typename U>(U*& pointer, int64_t count) {
-      pointer = reinterpret_cast<U*>(base + bytes);
-      bytes += (static_cast<size_t>(count) * sizeof(U) + 255) / 256 * 256;
-    };
     const int64_t class_count = p.class_ids != nullptr ? n : 0;
-    take(order.keys, n);
-    take(order.other_keys, n);
-    take(order.values, n);
-    take(order.other_values, n);
-    take(class_order[0], class_count);
-    take(class_order[1], class_count);
+    scratch.take(order.keys, n);
+    scratch.take(order.other_keys, n);
+    scratch.take(order.values, n);
+    scratch.take(order.other_values, n);
+    scratch.take(class_order[0], class_count);
+    scratch.take(class_order[1], class_count);
     groups.n = n;
-    take(groups.boxes, n);
-    take(groups.images, n);
-    take(groups.classes, class_count);
+    scratch.take(groups.boxes, n);
+    scratch.take(groups.images, n);
+    scratch.take(groups.classes, class_count);
     if (class_count == 0) groups.classes = nullptr;
     groups.ranks = nullptr;
     groups.class_bits = p.class_bits;
-    take(removed, tiles);
-    take(keep, n);
+    scratch.take(decisions.removed, tiles);
+    scratch.take(decisions.keep, n);
     mask_words = blocks_for(p.max_segment, kWordBits) + 1;  // a segment can begin anywhere in a tile
     const auto tile_bytes = static_cast<int64_t>(kWordBits * mask_words * sizeof(Word));
     const int64_t tiles_at_once = maximum<int64_t>(1, static_cast<int64_t>(kMaskBytes) / tile_bytes);
     mask_rows = minimum(tiles, tiles_at_once) * kWordBits;
-    take(mask, mask_rows * mask_words);
+    scratch.take(mask, mask_rows * mask_words);
     sort_bytes = sort_scratch_bytes(n);
     char* sort_memory;
-    take(sort_memory, static_cast<int64_t>(sort_bytes));
+    scratch.take(sort_memory, static_cast<int64_t>(sort_bytes));
     sort = sort_memory;
+    bytes = scratch.bytes();
   }
 };
 
@@ -317,10 +315,8 @@ void launch_nms(const NmsParams<T>& p, void* memory, int64_t* indices, int64_t* 
     sort_by_class(p, n, s.order.values, by_class, s.sort, s.sort_bytes, stream);
     s.groups.ranks = by_class.values;
   }
-  for_each("nms (groups)", n, WriteGroups<T>{p, s.order.values, s.groups}, stream);
+  for_each("nms (groups)", n, WriteGroups<T>{p, s.order.values, s.groups, s.decisions}, stream);
 
-  const auto zeros = reinterpret_cast<char*>(s.keep + n) - reinterpret_cast<char*>(s.removed);
-  zero_async("nms", s.removed, static_cast<size_t>(zeros), stream);
   const int64_t chunk_tiles = s.mask_rows / kWordBits;
   const int stripes = static_cast<int>(minimum<int64_t>(s.mask_words, 32));
   for (int64_t first = 0; first < tiles; first += chunk_tiles) {
@@ -328,11 +324,11 @@ void launch_nms(const NmsParams<T>& p, void* memory, int64_t* indices, int64_t* 
     const int64_t rows = chunk.last_tile - chunk.first_tile;
     launch("nms (mask)", &nms_mask_kernel<T>, rows * stripes, kNmsThreads, 0, stream, s.groups, chunk, stripes,
            p.threshold);
-    launch("nms (scan)", &nms_scan_kernel<T>, rows, kNmsThreads, 0, stream, s.groups, chunk, p.max_output, s.removed,
-           s.keep);
+    launch("nms (scan)", &nms_scan_kernel<T>, rows, kNmsThreads, 0, stream, s.groups, chunk, p.max_output,
+           s.decisions.removed, s.decisions.keep);
   }
-  launch("nms (collect)", &nms_collect_kernel<T>, p.num_images, kCollectThreads, 0, stream, p, s.order.values, s.keep,
-         indices, count);
+  launch("nms (collect)", &nms_collect_kernel<T>, p.num_images, kCollectThreads, 0, stream, p, s.order.values,
+         s.decisions.keep, indices, count);
 }
 
 }  // namespace fastrcnn

@@ -7,6 +7,9 @@
 
 namespace fastrcnn {
 
+using Word = unsigned long long;
+constexpr int kWordBits = 64;  // also the side of a tile of candidates
+
 // Candidate `index` of all n; outside the arrays it must not be asked for.
 template <typename T>
 __device__ __forceinline__ bool is_valid(const NmsParams<T>& p, int64_t index) {
@@ -65,17 +68,26 @@ struct Groups {
   }
 };
 
+// What the scan finds out; all zero before it.
+struct Decisions {
+  Word* removed;  // [tiles]: who of a tile is suppressed by candidates of earlier ones
+  bool* keep;     // [n], by rank
+};
+
 template <typename T>
 struct WriteGroups {
   NmsParams<T> p;
   const int32_t* order;
   Groups<T> groups;
+  Decisions decisions;
 
   __device__ void operator()(int64_t position) const {
     const int64_t index = order[groups.ranks != nullptr ? groups.ranks[position] : position];
     groups.boxes[position] = p.boxes[index];
     groups.images[position] = is_valid(p, index) ? static_cast<int32_t>(index / p.num_candidates) : -1;
     if (groups.classes != nullptr) groups.classes[position] = p.class_ids[index];
+    decisions.keep[position] = false;
+    if (position % kWordBits == 0) decisions.removed[position / kWordBits] = 0;
   }
 };
 

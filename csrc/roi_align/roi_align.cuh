@@ -18,7 +18,9 @@
 namespace fastrcnn {
 
 constexpr int kRoiAlignThreads = 256;
-constexpr int kRoiAlignBlocks = 3;  // at least, per multiprocessor
+// At least, per multiprocessor: as many as leave each thread the registers it needs.
+template <typename T>
+constexpr int kRoiAlignBlocks = sizeof(T) == 8 ? 2 : 3;
 
 // One pointer per level, to [N, height, width, C].
 template <typename Feature>
@@ -139,7 +141,7 @@ __device__ __forceinline__ void for_each_cell_of(const RoiPlace<T>& place, int p
 // out: [R, pooled_height, pooled_width, C]. `vector` channels per thread; C is a multiple of it. listed: the RoIs that
 // fit the lists, and padding; otherwise the others.
 template <bool listed, int vector, typename Feature, typename T>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocks)
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocks<T>)
     roi_align_kernel(const __grid_constant__ RoiAlignParams<T> p,
                      const __grid_constant__ FeatureMaps<const Feature> features, Feature* __restrict__ out,
                      int capacity) {
@@ -178,7 +180,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocks)
 
 // grad: [R, pooled_height, pooled_width, C]; sums: zero on entry. vector, listed: as in the forward pass.
 template <bool listed, int vector, typename Feature, typename T>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocks)
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocks<T>)
     roi_align_scatter_kernel(const __grid_constant__ RoiAlignParams<T> p, const Feature* __restrict__ grad,
                              const __grid_constant__ FeatureMaps<T> sums, int capacity) {
   CU_DYNAMIC_SHARED(CellWeight<T>, shared);

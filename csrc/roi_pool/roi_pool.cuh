@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(kRoiPoolThreads)
 }
 
 constexpr int kPoolGatherThreads = 128;
-constexpr int kPoolGatherBlocks = 8;  // at least, per multiprocessor
+template <typename T>
+constexpr int kPoolGatherBlocks = sizeof(T) == 8 ? 6 : 8;  // at least, per multiprocessor
 
 // The bins along an axis that hold a cell.
 template <typename T>
@@ -129,7 +130,7 @@ struct BinsAtCell {
 
 // sums: [N, height, width, C], written completely.
 template <typename Feature, typename T>
-__global__ void __launch_bounds__(kPoolGatherThreads, kPoolGatherBlocks)
+__global__ void __launch_bounds__(kPoolGatherThreads, kPoolGatherBlocks<T>)
     roi_pool_gather_kernel(RoiPoolParams<T> p, const Feature* __restrict__ grad, const int32_t* __restrict__ argmax,
                            T* __restrict__ sums) {
   __shared__ BinsAtCell chosen[kPoolGatherThreads];

@@ -10,6 +10,7 @@ Three variants of the same sources:
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,13 +21,13 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CSRC = ROOT / "csrc"
+CSRC = Path(os.environ.get("CUDA_EMULATOR_CSRC", ROOT / "csrc"))  # test_mutants.py has it elsewhere
 FOLDER = ROOT / "build" / "cuda_emulator"
 CXX = "g++"  # whose calls of -fsanitize=thread races.cpp knows
 ABI = "0x020a000000000000"  # as ABI_TARGET in setup.py
 
 FLAGS = ["-std=c++20", "-w", "-O1", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"]
-FLAGS += ["-DFASTRCNN_CUDA_EMULATOR", f"-DTORCH_TARGET_VERSION={ABI}", f"-I{HERE}", f"-I{CSRC}"]
+FLAGS += ["-DFASTRCNN_CUDA_EMULATOR", f"-DTORCH_TARGET_VERSION={ABI}", f"-I{HERE}"]
 VARIANTS = {
     "plain": [],
     "races": ["-DCUDA_EMULATOR_RACES"],
@@ -82,29 +83,35 @@ def preload() -> dict[str, str]:
 
 def _build(name: str, variant: str, sources: list[Path], extra: list[str], csrc: Path) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-        flags = [flag if flag != f"-I{CSRC}" else f"-I{csrc}" for flag in FLAGS] + VARIANTS[variant]
+    lock = os.open(csrc, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time builds the same sources
+        flags = FLAGS + VARIANTS[variant]
         # The race detector itself is not watched.
         emulator = EMULATOR + (PTX if variant == "plain" else [])
         watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
         jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in emulator]
-        headers = _headers(csrc)
+        headers = _headers(HERE), _headers(HERE, csrc)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda job: _compile(*job, headers), jobs))
+            objects = list(pool.map(lambda job: _compile(*job, csrc, *headers), jobs))
         link = [CXX, "-shared", *map(str, objects), *VARIANTS[variant]]
         link += [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"] * bool(extra)
         return _cached(name, link, _digest(*(path.name.encode() for path in objects)))
+    finally:
+        os.close(lock)
 
 
-def _compile(source: Path, flags: list[str], headers: bytes) -> Path:
-    key = _digest(headers, source.read_bytes(), " ".join(flags).encode(), torch.__version__.encode())
-    return _cached(f"{source.stem}.o", [CXX, "-x", "c++", *flags, "-c", str(source)], key)
+def _compile(source: Path, flags: list[str], csrc: Path, own_headers: bytes, all_headers: bytes) -> Path:
+    text = source.read_bytes()
+    included = re.findall(rb'#include "([^"]+)"', text)
+    headers = own_headers if all((HERE / name.decode()).is_file() for name in included) else all_headers
+    key = _digest(headers, text, " ".join(flags).encode(), torch.__version__.encode())
+    return _cached(f"{source.stem}.o", [CXX, "-x", "c++", *flags, f"-I{csrc}", "-c", str(source)], key)
 
 
-def _headers(csrc: Path) -> bytes:
-    files = [path for folder in (csrc, HERE) for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".inl")]
-    return _digest(*(path.read_bytes() for path in sorted(files))).encode()
+def _headers(*folders: Path) -> bytes:
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".inl")]
+    return _digest(*(path.read_bytes() for path in sorted(files, key=lambda path: path.parts[-2:]))).encode()
 
 
 def _digest(*parts: bytes) -> str:

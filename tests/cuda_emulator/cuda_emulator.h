@@ -10,6 +10,10 @@
 #include "launch_kernel.h"
 #include "scheduler.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 // What host code uses of the runtime: everything is done when a call returns.
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
@@ -19,3 +23,14 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaSt
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
+
+namespace cuda_emulator {
+
+// AddressSanitizer reports who touches these bytes, until the memory that they are part of is freed.
+inline void guard([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(memory, bytes);
+#endif
+}
+
+}  // namespace cuda_emulator
