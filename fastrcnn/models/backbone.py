@@ -8,6 +8,8 @@ parameter names and shapes, those of torchvision and mmdetection, so a checkpoin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastrcnn.models.activation_checkpointing import checkpointed
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTHS = (64, 128, 256, 512)
 NORMS = ("eval", "frozen", "train")
@@ -87,6 +89,7 @@ class ResNet(nn.Module):
         if not -1 <= frozen_stages <= 4:
             raise ValueError(f"backbone.frozen_stages must be between -1 and 4, got {frozen_stages}")
         self.depth, self.norm, self.frozen_stages = depth, norm, frozen_stages
+        self.activation_checkpointing = False  # in training, backward() computes each stage again: less memory
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -119,7 +122,7 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         outputs = []
         for stage in self._stages():
-            x = stage(x)
+            x = checkpointed(stage, x) if self.activation_checkpointing and self.training else stage(x)
             outputs.append(x)
         return outputs
 

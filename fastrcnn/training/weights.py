@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlparse
 
+from torch import Tensor
+
 from fastrcnn.config import Config
 from fastrcnn.download import download
 from fastrcnn.models.checkpoint import load_backbone, load_checkpoint
@@ -34,6 +36,12 @@ def load_initial_weights(model: FasterRCNN, config: Config, classes: list[str]) 
         say(f"Weights of {file} for the backbone: {load_backbone(model, file)}")
     else:
         say("Random initial weights: load_from and model.backbone.pretrained are null")
+
+
+def initial_weights(model: FasterRCNN, config: Config, classes: list[str]) -> dict[str, Tensor]:
+    """As load_initial_weights; returns the model's state dict, for the processes that are not the main one."""
+    load_initial_weights(model, config, classes)
+    return model.state_dict()
 
 
 def _local_file(source: str, setting: str) -> Path:
