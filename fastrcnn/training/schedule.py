@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import nn, optim
 
 from fastrcnn.config import Config, OptimizerConfig, ScheduleConfig
@@ -60,7 +61,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
         raise ValueError("Every parameter of the model is frozen: there is nothing to train")
     if config.kind == "adamw":
         return optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
-    return optim.SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    sgd = optim.SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    for parameter in trained if config.momentum > 0 else ():
+        # Torch would allocate it in the first step and leave it as it found it if the loss scaler skips that step.
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def set_learning_rate(optimizer: optim.Optimizer, rate: float) -> None:
