@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from torch.testing import assert_close
 
 from fastrcnn.data import loader
 from fastrcnn.data.read import read_dataset
+from fastrcnn.data.sample import Sample
+from fastrcnn.data.transforms import Item
 from fastrcnn.distributed import all_gather, all_gather_objects, from_main, process_group, rank, world_size
 from fastrcnn.evaluation.evaluate import detect_dataset
 from fastrcnn.training import gradients
@@ -81,18 +84,14 @@ def check_gradients_are_summed(folder: Path) -> None:
             patch.setattr(gradients, "BUCKET", bucket_bytes)
             model = Layers()
             summed = Gradients(model.parameters())
-        # rank 0 and rank 1 have two batches and one, then the same ones again (nothing is left over), then one and none
-        for own, both in [
-            ([(0, True), (1, True)], [(2, False)]),
-            ([(0, True), (1, True)], [(2, False)]),
-            ([(3, True)], []),
-        ]:
-            mine = (own, both)[rank()]
+        uneven = ([(0, True), (1, True)], [(2, False)])  # of rank 0 and of rank 1: batches, and whether with that layer
+        for first, second in (uneven, uneven, ([(3, True)], [])):  # the same twice: nothing is left over
+            mine = (first, second)[rank()]
             summed.start(passes=len(mine))
             for batch, sometimes in mine:
                 model.loss(batch, sometimes).backward()
             summed.finish()
-            expected = expected_gradients(own + both)
+            expected = expected_gradients(first + second)
             for name, parameter in model.named_parameters():
                 if name.startswith("frozen"):
                     assert parameter.grad is None
@@ -156,12 +155,15 @@ def check_evaluation_is_sharded_and_merged(folder: Path) -> None:
     dataset = read_dataset(config.data.val)
     dataset = replace(dataset, samples=dataset.samples[:5])
     model = small().eval()
-    seen = []
+    seen: list[int] = []
+    original = loader.test_item
+
+    def noted(sample: Sample, *rest: Any) -> Item:
+        seen.append(sample.image_id)
+        return original(sample, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
-        original = loader.test_item
-        patch.setattr(
-            loader, "test_item", lambda sample, *rest: (seen.append(sample.image_id), original(sample, *rest))[1]
-        )
+        patch.setattr(loader, "test_item", noted)
         found = detect_dataset(model, dataset, config, torch.device("cpu"))
     ids = [sample.image_id for sample in dataset.samples]
     assert seen == ids[rank() :: 2] and list(found) == ids
