@@ -5,10 +5,12 @@ Small things (losses, flags, detections) travel between CPUs by gloo, gradients 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -43,13 +45,44 @@ def process_group() -> Iterator[None]:
                 "Start fewer (torchrun --nproc_per_node), or run on the CPU with CUDA_VISIBLE_DEVICES= (empty)"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        backend, store=_fresh_store(store, number, count), rank=number, world_size=count, timeout=TIMEOUT
+    )
     try:
         yield
     except SystemExit:  # all leave together
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after an error: it could wait for processes that know nothing of it
+
+
+def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of the processes' common store to which no earlier start of the group has written.
+
+    torchrun keeps the store when it starts the processes again, and they would find there the addresses of those that
+    have died. So the main process draws a name for the part, and each other one knocks with a number of its own until
+    it is told the name: an answer to a new number is of a main process that is alive now. One that then calls back by
+    the name is alive, too.
+    """
+    own = uuid4().hex
+    if rank > 0:
+        store.set(f"knock/{rank}", own)
+        name = store.get(f"name/{own}").decode()  # waits for it
+        store.set(f"{name}/{rank}", "here")
+        return dist.PrefixStore(name, store)
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, world_size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"knock/{other}"]):  # perhaps of one that has died; its successor will knock again
+                store.set(f"name/{store.get(f'knock/{other}').decode()}", own)
+            if store.check([f"{own}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Waited {TIMEOUT} for the processes {sorted(missing)} of {world_size}")
+        time.sleep(0.02)
+    return dist.PrefixStore(own, store)
 
 
 def rank() -> int:
