@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
     """module(x), with the same gradients and the same running statistics, to the bit, as without."""
+    if not (x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())):
+        return module(x)  # frozen: nothing is kept for backward() anyway
     return checkpoint(
         module,
         x,
