@@ -60,11 +60,19 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    from fastrcnn.distributed import process_group
+
+    with process_group():  # torchrun's, if it started this one
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
     from fastrcnn.atomic import atomic_write
     from fastrcnn.class_names import placeholder_names
     from fastrcnn.config import load_config
     from fastrcnn.data.read import read_dataset, summary
     from fastrcnn.detector import load
+    from fastrcnn.distributed import is_main
     from fastrcnn.evaluation.evaluate import evaluate, metrics_table
 
     config = load_config(arguments.config, arguments.overrides)
@@ -75,8 +83,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dataset = read_dataset(config.data.val, known)
     if len(dataset.classes) != count:
         raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
-    print(summary(dataset))
+    if is_main():
+        print(summary(dataset))
     metrics = evaluate(detector.model, dataset, config, detector.device)
+    if not is_main():
+        return 0
     print(metrics_table(metrics))
     path = Path(config.output_dir) / "eval_results.json"
     content = {"checkpoint": arguments.checkpoint, "dataset": dataset.name, "metrics": metrics}

@@ -126,9 +126,7 @@ def test_bad_scales(dataset: Dataset, scales: list[list[int]], mode: str, messag
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_an_epoch_has_every_image_equally_often_and_one_smaller_batch(
-    dataset: Dataset, batch_size: int, repeat: int
-) -> None:
+def test_an_epoch_has_every_image_and_one_smaller_batch(dataset: Dataset, batch_size: int, repeat: int) -> None:
     config = small_config(batch_size=batch_size)
     config.data.train.repeat = repeat
     batches = epoch_batches(dataset, config, epoch=0)

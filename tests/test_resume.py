@@ -3,19 +3,22 @@
 import csv
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_training import small_resnet, tiny_config, write_pictures
+from train_tiny import run
 
 from fastrcnn.training import train as loop
-from fastrcnn.training.checkpoint import (
-    KEYS,
-)
+from fastrcnn.training.checkpoint import KEYS, load_training
 from fastrcnn.training.interruption import StopRequest
 from fastrcnn.training.train import train
 
@@ -248,6 +251,36 @@ def test_a_signal_that_comes_while_the_epoch_is_saved_acts_afterwards(
     assert (tmp_path / "epoch_1.pth").is_file()
     train(config, resume=True)
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
+    """kill -9 while a checkpoint is written after every step, twice: what is there can be read, and the end is right."""
+    settings = {
+        "output": str(tmp_path / "killed"),
+        "overrides": ["schedule.epochs=4", "train.checkpoint_minutes=0"],
+        "resume": True,
+        "slow": 0.02,
+    }
+    command = [sys.executable, str(Path(__file__).with_name("train_tiny.py")), str(pictures), json.dumps([settings])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(2):
+        before = sorted((tmp_path / "killed").glob("*.pth"))
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while sorted((tmp_path / "killed").glob("*.pth")) == before and time.monotonic() < deadline:
+            time.sleep(0.01)  # a new file: the run is under way
+        time.sleep(random.random() * 0.1)
+        process.kill()
+        process.wait()
+        for file in (tmp_path / "killed").glob("*.pth"):
+            assert load_training(file)["step"] > 0
+    assert load_training(tmp_path / "killed" / "last.pth")["step"] < 12
+    run(pictures, settings)
+    run(pictures, settings | {"output": str(tmp_path / "alone")})
+    killed, alone = (load_training(tmp_path / name / "last.pth") for name in ("killed", "alone"))
+    assert_same(killed["model"], alone["model"])
+    assert_same(killed["optimizer"], alone["optimizer"])
+    assert not list((tmp_path / "killed").glob(".*"))
 
 
 def test_second_interrupt_acts_at_once_and_other_threads_are_left_alone() -> None:

@@ -188,7 +188,7 @@ def test_activation_checkpointing_changes_no_bit(pictures: Path, plain: Path, tm
 
 
 def test_activation_checkpointing_keeps_fewer_activations() -> None:
-    """Of the three stages that are trained, their inputs are kept instead of what is inside; frozen ones keep nothing."""
+    """Of the three stages that are trained, the inputs are kept instead of what is inside; of frozen ones nothing."""
     x = torch.randn(2, 3, 64, 64, generator=seeded(0))
     kept = {}
     for setting in (False, True):
