@@ -13,19 +13,23 @@ from typing import Any
 import pytest
 import torch
 from test_resume import TIMES, assert_same
-from tiny_training import write_pictures
+from tiny_training import tiny_config, write_pictures
 from train_tiny import run
 from two_processes import CHECKS
 
 from fastrcnn.config import Config
+from fastrcnn.data.read import read_dataset
+from fastrcnn.detector import load
 from fastrcnn.distributed import all_gather, all_gather_objects, from_main, is_main, process_group, rank, world_size
+from fastrcnn.evaluation.evaluate import evaluate
+from fastrcnn.models.build import build_model
 from fastrcnn.training.train import check_settings
 
 TESTS = Path(__file__).parent
 TIMEOUT = 120  # seconds, on a busy machine; a run takes ten
 
 
-def torchrun(script: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def torchrun(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     paths = [str(TESTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {
@@ -34,7 +38,7 @@ def torchrun(script: str, *arguments: str, options: tuple[str, ...] = ()) -> sub
         "PYTHONPATH": os.pathsep.join(paths),
     }
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, str(TESTS / script), *arguments], env=environment, **pipes)
+    return subprocess.Popen([*command, *arguments], env=environment, **pipes)
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
@@ -75,7 +79,7 @@ def assert_same_weights(folder: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("checks")
-    process = torchrun("two_processes.py", str(folder))
+    process = torchrun(str(TESTS / "two_processes.py"), str(folder))
     printed = output_of(process)
     assert process.returncode == 0, printed
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
@@ -124,7 +128,7 @@ def together(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     runs = [{"output": str(folder / name), "overrides": OVERRIDES} for name in ("with_objects", "without_objects")]
     runs[1]["without_objects"] = True
-    process = torchrun("train_tiny.py", str(pictures), json.dumps(runs))
+    process = torchrun(str(TESTS / "train_tiny.py"), str(pictures), json.dumps(runs))
     printed = output_of(process)
     assert process.returncode == 0, printed
     assert printed.count("epoch 1  step 1/4") == 2  # once for each run: the main process alone speaks
@@ -136,7 +140,9 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(pictures: Path, tmp_p
     """Process 1 dies within the second epoch; torchrun ends the other and starts both again."""
     overrides = ["train.batch_size=1", "train.checkpoint_minutes=0"]
     settings = {"output": str(tmp_path / "killed"), "overrides": overrides, "resume": True, "kill": 4}
-    process = torchrun("train_tiny.py", str(pictures), json.dumps([settings]), options=("--max-restarts=1",))
+    process = torchrun(
+        str(TESTS / "train_tiny.py"), str(pictures), json.dumps([settings]), options=("--max-restarts=1",)
+    )
     printed = output_of(process)
     assert process.returncode == 0, printed
     assert "starting from the beginning" in printed
@@ -149,7 +155,7 @@ def test_sigterm_to_torchrun_and_resuming_with_another_number_of_processes(pictu
     """With loader workers, which get the signal too. What two processes began, one with two batches a step ends."""
     overrides = ["train.batch_size=1", "train.workers=2"]
     settings = {"output": str(tmp_path / "stopped"), "overrides": overrides}
-    process = torchrun("train_tiny.py", str(pictures), json.dumps([settings | {"slow": 0.5}]))
+    process = torchrun(str(TESTS / "train_tiny.py"), str(pictures), json.dumps([settings | {"slow": 0.5}]))
     deadline = time.monotonic() + TIMEOUT
     while not (tmp_path / "stopped" / "log.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.05)  # the row of the second step
@@ -161,6 +167,26 @@ def test_sigterm_to_torchrun_and_resuming_with_another_number_of_processes(pictu
     run(pictures, settings | {"overrides": [*overrides, "train.accumulation=2"], "resume": True})
     run(pictures, {"output": str(tmp_path / "alone"), "overrides": [*overrides, "train.accumulation=2"]})
     assert_same_weights(tmp_path / "stopped", tmp_path / "alone")
+
+
+def test_evaluation_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_config(pictures, tmp_path, "model.box_head.score_threshold=0")
+    torch.manual_seed(0)
+    torch.save({"model": build_model(config.model).state_dict(), "classes": ["wide", "tall"]}, tmp_path / "a.pth")
+    overrides = [f"output_dir={tmp_path}", "model.box_head.score_threshold=0"]
+    arguments = ["eval", str(tmp_path / "tiny.yaml"), "--checkpoint", str(tmp_path / "a.pth"), *overrides]
+    process = torchrun("-m", "fastrcnn", *arguments)
+    printed = output_of(process)
+    assert process.returncode == 0, printed
+    assert printed.count("images/s, reading included") == 1
+    detector = load(config, str(tmp_path / "a.pth"), device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun's processes
+    expected = evaluate(detector.model, read_dataset(config.data.val), config, detector.device)
+    torch.set_num_threads(threads)
+    metrics = json.loads((tmp_path / "eval_results.json").read_text())["metrics"]
+    assert metrics["AR100"] > 0
+    assert metrics | {"images_per_second": 0} == expected | {"images_per_second": 0}
 
 
 def test_restarts_need_resume(monkeypatch: pytest.MonkeyPatch) -> None:

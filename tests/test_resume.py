@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_training import small_resnet, tiny_config, write_pictures
-from train_tiny import run
+from train_tiny import run as train_tiny
 
 from fastrcnn.training import train as loop
 from fastrcnn.training.checkpoint import KEYS, load_training
@@ -254,7 +254,7 @@ def test_a_signal_that_comes_while_the_epoch_is_saved_acts_afterwards(
 
 
 def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
-    """kill -9 while a checkpoint is written after every step, twice: what is there can be read, and the end is right."""
+    """kill -9, twice, while a checkpoint is written after every step: the files can be read, and the end is right."""
     settings = {
         "output": str(tmp_path / "killed"),
         "overrides": ["schedule.epochs=4", "train.checkpoint_minutes=0"],
@@ -275,8 +275,8 @@ def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
         for file in (tmp_path / "killed").glob("*.pth"):
             assert load_training(file)["step"] > 0
     assert load_training(tmp_path / "killed" / "last.pth")["step"] < 12
-    run(pictures, settings)
-    run(pictures, settings | {"output": str(tmp_path / "alone")})
+    train_tiny(pictures, settings)
+    train_tiny(pictures, settings | {"output": str(tmp_path / "alone")})
     killed, alone = (load_training(tmp_path / name / "last.pth") for name in ("killed", "alone"))
     assert_same(killed["model"], alone["model"])
     assert_same(killed["optimizer"], alone["optimizer"])
