@@ -1,6 +1,7 @@
 """Settings of a run: precision, accumulation, checkpointed activations, averaged weights, schedules, evaluation."""
 
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -321,6 +322,21 @@ def test_validation_data_that_is_missing_stops_the_run_before_it_starts(pictures
     with pytest.raises(FileNotFoundError, match=r"lost\.png"):
         train(config)
     assert not (tmp_path / "run" / "log.csv").exists()
+
+
+def test_no_loader_of_training_works_on_during_evaluation(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    evaluate = loop.evaluate
+
+    def count(*arguments: Any) -> dict:
+        alive.append(len(multiprocessing.active_children()))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", count)
+    train(tiny_config(pictures, tmp_path, "train.workers=2"))
+    assert alive == [0, 0]
 
 
 @pytest.mark.parametrize(

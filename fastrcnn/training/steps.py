@@ -46,6 +46,7 @@ def steps(batches: Iterator[Batch], start: int, stop: int, size: int) -> Iterato
     for first in range(start, stop, size):
         numbers = range(first, min(first + size, stop))
         yield Step(len(numbers), [(number, next(batches)) for number in numbers[rank() :: world_size()]])
+    next(batches, None)  # there is none: the loader sees its end, and its worker processes end now
 
 
 def summarize(step: Step, stop: signal.Signals | None, checkpoint_due: bool) -> StepSummary:
