@@ -264,15 +264,15 @@ def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("train_tiny.py")), str(pictures), json.dumps([settings])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(2):
-        before = sorted((tmp_path / "killed").glob("*.pth"))
+        before = sorted((tmp_path / "killed").glob("[!.]*.pth"))
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while sorted((tmp_path / "killed").glob("*.pth")) == before and time.monotonic() < deadline:
+        while sorted((tmp_path / "killed").glob("[!.]*.pth")) == before and time.monotonic() < deadline:
             time.sleep(0.01)  # a new file: the run is under way
         time.sleep(random.random() * 0.1)
         process.kill()
         process.wait()
-        for file in (tmp_path / "killed").glob("*.pth"):
+        for file in (tmp_path / "killed").glob("[!.]*.pth"):
             assert load_training(file)["step"] > 0
     assert load_training(tmp_path / "killed" / "last.pth")["step"] < 12
     train_tiny(pictures, settings)
