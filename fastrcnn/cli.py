@@ -63,11 +63,19 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    from fastrcnn.distributed import process_group
+
+    with process_group():  # torchrun's, if it started this one
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
     from fastrcnn.atomic import atomic_write
     from fastrcnn.class_names import placeholder_names
     from fastrcnn.config import load_config
     from fastrcnn.data.read import read_dataset, summary
     from fastrcnn.detector import load
+    from fastrcnn.distributed import is_main
     from fastrcnn.evaluation.evaluate import evaluate, metrics_table
     from fastrcnn.evaluation.proposals import proposal_recall, propose_dataset
 
@@ -79,13 +87,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dataset = read_dataset(config.data.val, known, config.data.rename)
     if len(dataset.classes) != count:
         raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
-    print(summary(dataset))
+    if is_main():
+        print(summary(dataset))
     if arguments.proposals:
         metrics: dict = proposal_recall(dataset, propose_dataset(detector.model, dataset, config, detector.device))
-        print("\n".join(f"{name:>8} {recall:.3f}" for name, recall in metrics.items() if recall >= 0))
+        text = "\n".join(f"{name:>8} {recall:.3f}" for name, recall in metrics.items() if recall >= 0)
     else:
         metrics = evaluate(detector.model, dataset, config, detector.device)
-        print(metrics_table(metrics))
+        text = metrics_table(metrics)
+    if not is_main():
+        return 0
+    print(text)
     path = Path(config.output_dir) / ("proposal_recall.json" if arguments.proposals else "eval_results.json")
     content = {"checkpoint": arguments.checkpoint, "dataset": dataset.name, "metrics": metrics}
     with atomic_write(path) as temporary:

@@ -190,10 +190,10 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD with momentum."""
-
-    lr: float = 0.02  # for 16 images a step: scale it with the batch
-    momentum: float = 0.9
+    kind: str = "sgd"  # sgd: with momentum | adamw: Adam with decoupled weight decay, betas 0.9 and 0.999
+    lr: float = 0.02  # for 16 images a step
+    scale_lr: bool = False  # lr is multiplied by (images a step) / 16, images a step over all processes
+    momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0001  # on every trained parameter, biases and batch norm included
     clip_norm: float | None = None  # largest norm of the gradient; null: no clipping
 
@@ -201,6 +201,7 @@ class OptimizerConfig:
 @dataclass
 class ScheduleConfig:
     epochs: int = 12
+    decay: str = "steps"  # steps: by gamma at the milestones | cosine: half a cosine from lr to 0 over all steps
     milestones: list[int] = field(default_factory=lambda: [8, 11])  # epochs after which lr is multiplied by gamma
     gamma: float = 0.1
     warmup_steps: int = 500  # lr grows linearly from warmup_ratio * lr
@@ -209,11 +210,17 @@ class ScheduleConfig:
 
 @dataclass
 class TrainConfig:
-    batch_size: int = 2  # images per step and process
+    batch_size: int = 2  # images per batch; a step takes `accumulation` batches in each process
+    accumulation: int = 1  # batches that a process runs one after the other in a step; their gradients are averaged
+    precision: str = "float32"  # float32 | bfloat16 | float16: autocast; the weights stay float32
+    loss_scale: float | None = None  # of float16; null: dynamic
+    activation_checkpointing: bool = False  # backward computes each backbone stage again: less memory, more time
+    ema_decay: float | None = None  # moving average of the weights, evaluated and saved in their place; null: none
     seed: int = 0
     workers: int = 2  # processes that load images; 0: none
     log_every: int = 50  # steps
     eval_every: int = 1  # epochs; the last epoch is always evaluated
+    eval_first: bool = False  # evaluate before the first step too: the start of a fine-tuning, errors in the data
     checkpoint_minutes: float = 30.0  # last.pth is written after each epoch, and this often within one
     keep_checkpoints: int = 3  # newest epoch_<k>.pth files to keep; -1: all
 

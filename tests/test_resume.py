@@ -3,19 +3,22 @@
 import csv
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_training import small_resnet, tiny_config, write_pictures
+from train_tiny import run as train_tiny
 
 from fastrcnn.training import train as loop
-from fastrcnn.training.checkpoint import (
-    KEYS,
-)
+from fastrcnn.training.checkpoint import KEYS, load_training
 from fastrcnn.training.interruption import StopRequest
 from fastrcnn.training.train import train
 
@@ -43,15 +46,15 @@ def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Runs `action` in the middle of step `step` (from 0) of the loop."""
-    original = loop.check_finite
+    """Runs `action` within step `step` (from 0) of the loop."""
+    original = loop.learning_rate
 
-    def check(losses: dict[str, float], current: int, *rest: object) -> None:
-        original(losses, current, *rest)
+    def rate(current: int, *rest: object) -> float:
         if current == step:
             action()
+        return original(current, *rest)
 
-    monkeypatch.setattr(loop, "check_finite", check)
+    monkeypatch.setattr(loop, "learning_rate", rate)
 
 
 def assert_same(a: object, b: object, where: str = "") -> None:
@@ -110,7 +113,7 @@ def test_a_signal_ends_the_step_and_the_resumed_run_is_the_same(
     assert caught.value.code == 128 + number
     assert f"Stopped by {number.name} after step {step + 1}" in capsys.readouterr().out
     saved = torch.load(tmp_path / "last.pth", weights_only=True)
-    assert (saved["step"], saved["epoch"], saved["schedule"]["epoch_step"]) == (step + 1, step // 3, step % 3 + 1)
+    assert (saved["step"], saved["epoch"], saved["schedule"]["epoch_batches"]) == (step + 1, step // 3, step % 3 + 1)
     assert signal.getsignal(number) is before  # ours is gone
 
     train(config, resume=True)
@@ -231,12 +234,61 @@ def test_checkpoint_keys(undisturbed: Path) -> None:
     assert saved["config"]["model"]["backbone"]["depth"] == 18
 
 
+def test_a_signal_that_comes_while_the_epoch_is_saved_acts_afterwards(
+    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.save_training
+
+    def save(*arguments: object) -> None:
+        original(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    config = tiny_config(pictures, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_training", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert (tmp_path / "epoch_1.pth").is_file()
+    train(config, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
+    """kill -9, twice, while a checkpoint is written after every step: the files can be read, and the end is right."""
+    settings = {
+        "output": str(tmp_path / "killed"),
+        "overrides": ["schedule.epochs=4", "train.checkpoint_minutes=0"],
+        "resume": True,
+        "slow": 0.02,
+    }
+    command = [sys.executable, str(Path(__file__).with_name("train_tiny.py")), str(pictures), json.dumps([settings])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(2):
+        before = sorted((tmp_path / "killed").glob("[!.]*.pth"))
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while sorted((tmp_path / "killed").glob("[!.]*.pth")) == before and time.monotonic() < deadline:
+            time.sleep(0.01)  # a new file: the run is under way
+        time.sleep(random.random() * 0.1)
+        process.kill()
+        process.wait()
+        for file in (tmp_path / "killed").glob("[!.]*.pth"):
+            assert load_training(file)["step"] > 0
+    assert load_training(tmp_path / "killed" / "last.pth")["step"] < 12
+    train_tiny(pictures, settings)
+    train_tiny(pictures, settings | {"output": str(tmp_path / "alone")})
+    killed, alone = (load_training(tmp_path / name / "last.pth") for name in ("killed", "alone"))
+    assert_same(killed["model"], alone["model"])
+    assert_same(killed["optimizer"], alone["optimizer"])
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
 def test_second_interrupt_acts_at_once_and_other_threads_are_left_alone() -> None:
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second one is to act at once")
     handlers: list[object] = []
 
     def elsewhere() -> None:

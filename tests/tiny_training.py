@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastrcnn.atomic import atomic_write
 from fastrcnn.config import Config, load_config
 from fastrcnn.models.backbone import BLOCKS
 
@@ -71,5 +72,6 @@ def tiny_config(data: Path, output: Path, *overrides: str) -> Config:
     """The config of a run over the pictures that write_pictures wrote into `data`."""
     output.mkdir(parents=True, exist_ok=True)
     file = output / "tiny.yaml"
-    file.write_text(SETTINGS.replace("FOLDER", str(data)))
+    with atomic_write(file) as temporary:  # of several processes at the same time
+        temporary.write_text(SETTINGS.replace("FOLDER", str(data)))
     return load_config(file, [f"output_dir={output}", *overrides])

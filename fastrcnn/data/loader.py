@@ -75,23 +75,25 @@ def training_dataset(dataset: Dataset, keep_empty: bool = False) -> Dataset:
     return result
 
 
-def train_loader(dataset: Dataset, config: Config, epoch: int, start: int = 0) -> "Loader":
+def train_loader(dataset: Dataset, config: Config, epoch: int, start: int = 0, stride: int = 1) -> "Loader":
     """The batches of one training epoch.
 
     Args:
         dataset: what training_dataset returns.
         config: data.train, data.image, and train.{batch_size, seed, workers}.
         epoch: from 0.
-        start: batches to skip, for resuming within an epoch.
+        start, stride: the batches start, start + stride, ... of the epoch: for resuming within it, and for one of
+            several processes, which together have each batch once.
     Returns:
-        A Loader. Every image comes data.train.repeat times; images drawn at random are added to fill the last batch. A
-        batch holds either landscape images (w > h) or others, but for at most one batch of what is left of both.
+        A Loader. Every image comes data.train.repeat times, none more often: where the batch size does not divide
+        their number, one batch is smaller. A batch holds either landscape images (w > h) or others, but for at most
+        one batch of what is left of both.
     """
     if not dataset.samples:
         raise ValueError(f"{dataset.name}: the dataset is empty")
     check_scales(config.data.train)
     check_cache(config.data)
-    batches = epoch_batches(dataset, config, epoch)[start:]
+    batches = epoch_batches(dataset, config, epoch)[start::stride]
     seed = (config.train.seed, epoch, AUGMENTATION)
     return Loader(dataset, batches, partial(_train_item, data=config.data, seed=seed), config)
 
@@ -106,12 +108,13 @@ def test_loader(dataset: Dataset, config: Config, batch_size: int = 1) -> "Loade
 
 
 def epoch_batches(dataset: Dataset, config: Config, epoch: int) -> list[list[tuple[int, int]]]:
-    """The batches of an epoch, lists of (entry, sample index); an entry is one appearance of an image in the epoch."""
+    """The batches of an epoch, lists of (entry, sample index); an entry is one appearance of an image in the epoch.
+
+    They depend on the seed, the epoch and the batch size, not on the number of processes that share them.
+    """
     random = np.random.default_rng((config.train.seed, epoch, ORDER))
     size, count = config.train.batch_size, len(dataset.samples)
     indices = np.tile(np.arange(count), config.data.train.repeat)
-    missing = -len(indices) % size
-    indices = np.concatenate([indices, random.integers(count, size=missing)])
     landscape = np.array([sample.width > sample.height for sample in dataset.samples])[indices]
 
     batches, rest = [], []
@@ -120,7 +123,8 @@ def epoch_batches(dataset: Dataset, config: Config, epoch: int) -> list[list[tup
         full = len(entries) - len(entries) % size
         batches += list(entries[:full].reshape(-1, size))
         rest.append(entries[full:])
-    batches += list(np.concatenate(rest).reshape(-1, size))
+    left = np.concatenate(rest)
+    batches += [left[first : first + size] for first in range(0, len(left), size)]
     return [[(int(entry), int(indices[entry])) for entry in batches[i]] for i in random.permutation(len(batches))]
 
 
@@ -222,6 +226,7 @@ def _collate(results: list[Item | Exception]) -> Batch | Exception:
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal: the main one decides, and the workers end with it.
+    # Ctrl-C reaches every process of the terminal, torchrun's and a job queue's SIGTERM every process of the job: the
+    # main one decides, and the workers end with it. A second SIGTERM is the main one's, for a worker that hangs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,51 +1,76 @@
 """Runs a model over a dataset and measures its detections."""
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn.config import Config
-from fastrcnn.data.loader import test_loader
+from fastrcnn.data.loader import Batch, test_loader
 from fastrcnn.data.sample import Dataset
+from fastrcnn.distributed import all_gather_objects, from_main, is_main, rank, world_size
 from fastrcnn.evaluation.coco import METRICS, evaluate_coco
 from fastrcnn.evaluation.voc import voc_ap
 from fastrcnn.models.detections import Detections
+from fastrcnn.models.faster_rcnn import FasterRCNN
 
 
 def detect_dataset(
-    model: nn.Module, dataset: Dataset, config: Config, device: torch.device, batch_size: int = 1
+    model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device, batch_size: int = 1
 ) -> dict[int, Detections]:
     """The model's detections in every image of the dataset.
 
     The model runs in evaluation mode and is returned to the mode it was in. Images come in the dataset's order; with a
-    batch_size above 1 they are padded to the largest of their batch, which changes results a little.
+    batch_size above 1 they are padded to the largest of their batch, which changes results a little. Of several
+    processes, with equal models, each takes every so many-th image, and all get the detections of all.
 
     Returns:
-        image id -> Detections on the CPU, boxes in pixels of the original image.
+        image id -> Detections on the CPU, boxes in pixels of the original image, in the dataset's order.
     Raises:
         what reading an image raises (a missing or broken file, by name).
     """
+
+    def detect(images: Tensor, batch: Batch) -> list[Detections]:
+        return model(images, batch.image_sizes, batch.scale_factors)
+
+    return run_over_dataset(detect, model, dataset, config, device, batch_size)
+
+
+def run_over_dataset(
+    run: Callable[[Tensor, Batch], list[Detections]],
+    model: FasterRCNN,
+    dataset: Dataset,
+    config: Config,
+    device: torch.device,
+    batch_size: int = 1,
+) -> dict[int, Detections]:
+    """What detect_dataset says, of the boxes that `run` finds with the model in a batch's images, on the device."""
     was_training = model.training
     dtype = next(model.parameters()).dtype
-    detections: dict[int, Detections] = {}
+    own = replace(dataset, samples=dataset.samples[rank() :: world_size()])
+    found: dict[int, Detections] = {}
     model.eval()
     try:
-        with torch.inference_mode(), tqdm(total=len(dataset.samples), unit="image", leave=False, disable=None) as bar:
-            for batch in test_loader(dataset, config, batch_size):
-                images = batch.images.to(device, dtype, memory_format=torch.channels_last)
-                found = model(images, batch.image_sizes, batch.scale_factors)
-                for image_id, result in zip(batch.image_ids, found, strict=True):
-                    detections[image_id] = Detections(result.boxes.cpu(), result.scores.cpu(), result.labels.cpu())
-                bar.update(len(found))
+        disable = None if is_main() else True  # None: where standard error is no terminal
+        with torch.inference_mode(), tqdm(total=len(own.samples), unit="image", leave=False, disable=disable) as bar:
+            for batch in test_loader(own, config, batch_size):
+                results = run(batch.images.to(device, dtype, memory_format=torch.channels_last), batch)
+                for image_id, result in zip(batch.image_ids, results, strict=True):
+                    found[image_id] = Detections(result.boxes.cpu(), result.scores.cpu(), result.labels.cpu())
+                bar.update(len(results))
     finally:
         model.train(was_training)
-    return detections
+    everyones = {image_id: result for part in all_gather_objects(found) for image_id, result in part.items()}
+    return {sample.image_id: everyones[sample.image_id] for sample in dataset.samples}
 
 
-def evaluate(model: nn.Module, dataset: Dataset, config: Config, device: torch.device) -> dict:
+def evaluate(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device) -> dict:
     """Detects in every image of the dataset, one at a time, and measures.
+
+    Several processes share the images; the numbers are those of one process, and all get them.
 
     Returns:
         The twelve COCO metrics (fastrcnn.evaluation.coco.METRICS) and "per_class" {class name: AP}; for a dataset in
@@ -54,14 +79,16 @@ def evaluate(model: nn.Module, dataset: Dataset, config: Config, device: torch.d
     """
     start = time.perf_counter()
     detections = detect_dataset(model, dataset, config, device)
-    seconds = time.perf_counter() - start
+    rate = len(dataset.samples) / (time.perf_counter() - start)
+    return from_main(lambda: _measure(dataset, detections, config) | {"images_per_second": rate})
+
+
+def _measure(dataset: Dataset, detections: dict[int, Detections], config: Config) -> dict:
     coco = evaluate_coco(dataset, detections)
-    metrics: dict = dict(coco.metrics)
+    metrics: dict = {**coco.metrics, "per_class": coco.per_class}
     if config.data.val.format == "voc":
         metrics["VOC_mAP"] = voc_ap(dataset, detections)["mAP"]
         metrics["VOC07_mAP"] = voc_ap(dataset, detections, eleven_point=True)["mAP"]
-    metrics["images_per_second"] = len(dataset.samples) / seconds
-    metrics["per_class"] = coco.per_class
     return metrics
 
 

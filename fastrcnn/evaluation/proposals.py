@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from fastrcnn.config import Config
-from fastrcnn.data.loader import test_loader
+from fastrcnn.data.loader import Batch
 from fastrcnn.data.sample import Dataset
 from fastrcnn.evaluation.coco import coco_evaluator, quiet
+from fastrcnn.evaluation.evaluate import run_over_dataset
 from fastrcnn.models.detections import Detections
 from fastrcnn.models.faster_rcnn import FasterRCNN
 
@@ -18,7 +19,7 @@ AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # COCO's size cl
 
 
 def propose_dataset(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device) -> dict[int, Detections]:
-    """The model's proposals in every image of the dataset, with the settings for test.
+    """The model's proposals in every image of the dataset, with the settings for test. Several processes share the images.
 
     Returns:
         image id -> Detections on the CPU: boxes in pixels of the original image, scores (objectness, 0 .. 1)
@@ -26,22 +27,18 @@ def propose_dataset(model: FasterRCNN, dataset: Dataset, config: Config, device:
     Raises:
         what reading an image raises (a missing or broken file, by name).
     """
-    was_training = model.training
-    dtype = next(model.parameters()).dtype
-    proposals: dict[int, Detections] = {}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in tqdm(test_loader(dataset, config, 1), unit="image", leave=False, disable=None):
-                images = batch.images.to(device, dtype, memory_format=torch.channels_last)
-                found = model.propose(model.features(images), batch.image_sizes)
-                count = int(found.count[0])
-                factors = torch.tensor(batch.scale_factors[0] * 2)
-                boxes, scores = found.boxes[0, :count].cpu() / factors, found.scores[0, :count].cpu()
-                proposals[batch.image_ids[0]] = Detections(boxes, scores, torch.zeros(count, dtype=torch.int64))
-    finally:
-        model.train(was_training)
-    return proposals
+
+    def propose(images: Tensor, batch: Batch) -> list[Detections]:
+        found = model.propose(model.features(images), batch.image_sizes)
+        results = []
+        for boxes, scores, count, factors in zip(
+            found.boxes, found.scores, found.count.tolist(), batch.scale_factors, strict=True
+        ):
+            labels = torch.zeros(count, dtype=torch.int64)
+            results.append(Detections(boxes[:count] / boxes.new_tensor(factors * 2), scores[:count], labels))
+        return results
+
+    return run_over_dataset(propose, model, dataset, config, device)
 
 
 def proposal_recall(dataset: Dataset, proposals: Mapping[int, Detections]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn.config import BackboneConfig
+from fastrcnn.models.activation_checkpointing import checkpointed
 from fastrcnn.models.precision import BatchNorm2d
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -91,6 +92,7 @@ class ResNet(nn.Module):
         super().__init__()
         _check(config)
         self.norm, self.frozen_stages = config.norm, config.frozen_stages
+        self.activation_checkpointing = False  # in training, backward() computes each stage again: less memory
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm2d(64)
@@ -129,7 +131,7 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         outputs = []
         for stage in self._stages():
-            x = stage(x)
+            x = checkpointed(stage, x) if self.activation_checkpointing and self.training else stage(x)
             outputs.append(x)
         return outputs
 

@@ -7,6 +7,8 @@ numbered as in torchvision's VGG-16 (features.0, features.2, features.5, ...).
 
 from torch import Tensor, nn
 
+from fastrcnn.models.activation_checkpointing import checkpointed
+
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # output channels
 
 
@@ -23,9 +25,12 @@ class VGG16(nn.Module):
         super().__init__()
         if not -1 <= frozen_stages <= len(BLOCKS):
             raise ValueError(f"backbone.frozen_stages must be between -1 and {len(BLOCKS)}, got {frozen_stages}")
+        self.activation_checkpointing = False  # in training, backward() computes each block again: less memory
         self.features = nn.Sequential()
+        self.block_starts = []
         channels = 3
         for block, widths in enumerate(BLOCKS):
+            self.block_starts.append(len(self.features))
             if block > 0:
                 self.features.append(nn.MaxPool2d(2))
             for width in widths:
@@ -39,4 +44,8 @@ class VGG16(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images float [N, 3, H, W] -> [the output of conv5_3, [N, 512, H // 16, W // 16]]."""
-        return [self.features(images)]
+        x = images
+        for start, end in zip(self.block_starts, [*self.block_starts[1:], len(self.features)], strict=True):
+            block = self.features[start:end]
+            x = checkpointed(block, x) if self.activation_checkpointing and self.training else block(x)
+        return [x]

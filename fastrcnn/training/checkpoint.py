@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn, optim
+from torch import amp, nn, optim
+from torch.optim.swa_utils import AveragedModel
 
 from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
 from fastrcnn.config import Config
@@ -25,36 +26,50 @@ class TrainingState:
     optimizer: optim.Optimizer
     config: Config
     classes: list[str]  # names, in label order
+    scaler: amp.GradScaler = field(default_factory=lambda: amp.GradScaler("cpu", enabled=False))
+    average: AveragedModel | None = None  # of the weights over the steps, if train.ema_decay asks for it
     step: int = 0  # optimiser steps done, over all epochs
     epoch: int = 0  # epochs finished
-    epoch_step: int = 0  # steps done of the epoch that is under way
+    epoch_batches: int = 0  # batches done of the epoch that is under way, by all processes
     unlogged: dict[str, float] = field(default_factory=dict)  # sums of the losses since the last row of log.csv
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to detect with: the averaged one, or else the one that is trained."""
+        return self.model if self.average is None else self.average.module
 
 
 def save_training(path: str | Path, state: TrainingState) -> None:
     """Writes a run atomically: a kill or a full disk leaves the file that was there before.
 
     The file is a dict of tensors, numbers, strings, lists and dicts, so torch.load(path, weights_only=True) reads it:
-        model, optimizer    state dicts
-        schedule            where in its epoch the run is: {"epoch_step", "unlogged"} of TrainingState. The learning
+        model, optimizer    state dicts; the model is the one to detect with, TrainingState.evaluated
+        schedule            where in its epoch the run is: {"epoch_batches", "unlogged"} of TrainingState. The learning
                             rate follows from step and epoch alone
         step, epoch         steps and epochs finished
         random_state        of torch, numpy and python
         config              the resolved config as nested dicts
         classes             names, in label order
+        scaler              state dict; only with float16
+        average             {"trained_model": state dict, "updates": number}; only with train.ema_decay
     Raises:
         OSError: the file cannot be written.
     """
     content = {
-        "model": state.model.state_dict(),
+        "model": state.evaluated.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "schedule": {"epoch_step": state.epoch_step, "unlogged": dict(state.unlogged)},
+        "schedule": {"epoch_batches": state.epoch_batches, "unlogged": dict(state.unlogged)},
         "step": state.step,
         "epoch": state.epoch,
         "random_state": random_state(),
         "config": asdict(state.config),
         "classes": list(state.classes),
     }
+    if state.scaler.is_enabled():
+        content["scaler"] = state.scaler.state_dict()
+    if state.average is not None:
+        updates = int(state.average.n_averaged)
+        content["average"] = {"trained_model": state.model.state_dict(), "updates": updates}
     with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
@@ -63,21 +78,42 @@ def save_training(path: str | Path, state: TrainingState) -> None:
 
 
 def restore(state: TrainingState, saved: dict[str, Any], path: Path) -> None:
-    """Puts what load_training read from `path` into `state`, random states aside.
+    """Puts what load_training read from `path` into `state`, and the random states into their generators.
+
+    What the file has no state of, because a setting was changed since, starts anew: the loss scale, the average (from
+    the file's weights).
 
     Raises:
         ValueError: another model, optimiser or set of classes; the message names the settings that differ.
     """
     if saved["classes"] != state.classes:
         raise ValueError(f"{path} was trained for the classes {saved['classes']}, the data has {state.classes}")
+    before, kind = saved["config"]["optimizer"].get("kind", "sgd"), state.config.optimizer.kind
+    if before != kind:
+        raise ValueError(f"{path} was trained with optimizer.kind={before}, whose state is of no use to {kind}")
     try:
-        state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
+        state.model.load_state_dict(saved["average"]["trained_model"] if "average" in saved else saved["model"])
+        if state.average is not None:
+            state.average.module.load_state_dict(saved["model"])
+            state.average.n_averaged.fill_(saved["average"]["updates"] if "average" in saved else 0)
+        if state.scaler.is_enabled() and "scaler" in saved:
+            state.scaler.load_state_dict(saved["scaler"])
+        _load_optimizer(state.optimizer, saved["optimizer"])
     except (RuntimeError, ValueError) as error:
         changes = "; ".join(changed_settings(saved["config"], state.config)) or "no setting differs"
         raise ValueError(f"{path} does not fit the config ({changes}): {str(error)[:500]}") from error
     state.step, state.epoch = saved["step"], saved["epoch"]
-    state.epoch_step, state.unlogged = saved["schedule"]["epoch_step"], dict(saved["schedule"]["unlogged"])
+    state.epoch_batches, state.unlogged = saved["schedule"]["epoch_batches"], dict(saved["schedule"]["unlogged"])
+    set_random_state(saved["random_state"])
+
+
+def _load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Takes the momenta; momentum, weight decay and so on stay the config's, which may have been changed."""
+    of_file = ("params", "lr")  # lr is set anew in every step
+    settings = [{k: value for k, value in group.items() if k not in of_file} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, now in zip(optimizer.param_groups, settings, strict=True):
+        group.update(now)
 
 
 def load_training(path: str | Path) -> dict[str, Any]:

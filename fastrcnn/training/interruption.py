@@ -8,6 +8,8 @@ from types import FrameType
 class StopRequest:
     """A context manager: inside it, the first SIGINT or SIGTERM sets `signal`, a second SIGINT acts at once.
 
+    A signal is never lost: one that came too late for the block to leave by an exception acts when the block has ended.
+
     Only the main thread of a program can handle signals; elsewhere this does nothing and `signal` stays None.
 
         with StopRequest() as stop:
@@ -26,9 +28,11 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # it is what signal.signal gave
+        if self.signal is not None and kind is None:
+            signal.raise_signal(self.signal)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from fastrcnn.atomic import atomic_write
+from fastrcnn.distributed import is_main
 
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
 COLUMNS = ("step", "epoch", "lr", *LOSSES, "loss", "images_per_second", "data_wait", "memory_mb")
@@ -21,13 +22,16 @@ Item = TypeVar("Item")
 
 
 def say(line: str) -> None:
-    """Prints a line on standard output, above the progress bar if there is one."""
-    tqdm.write(line)
-    sys.stdout.flush()  # a log file is read while the run goes on
+    """Prints a line on standard output, above the progress bar if there is one; of several processes, only the main."""
+    if is_main():
+        tqdm.write(line)
+        sys.stdout.flush()  # a log file is read while the run goes on
 
 
 class RunLog:
     """The log of the steps. A row is written every `every` steps of the run and at the end of an epoch.
+
+    Of several processes the main one writes; images are counted over all, waiting and memory are its own.
 
     log.csv has one row for each such moment: the steps done, the number of the epoch (from 1), the learning rate of
     the last step, the means of the losses and of their sum since the row before, images per second, the share of the
@@ -47,8 +51,10 @@ class RunLog:
         self.device = device
         self._unlogged = unlogged
         self._path = folder / "log.csv"
-        _drop_rows_beyond(self._path, step)
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        if is_main():
+            _drop_rows_beyond(self._path, step)
+        disable = None if is_main() else True  # None: where standard error is no terminal
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -107,12 +113,13 @@ class RunLog:
             f"{row['images_per_second']} images/s, {self._waited / seconds:.0%} waiting for data  "
             f"{row['memory_mb']} MB  {left} left"
         )
-        new = not self._path.exists()
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        if is_main():
+            new = not self._path.exists()
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
         self._unlogged.clear()
         self.restart_clock()
 

@@ -2,10 +2,12 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastrcnn.atomic import atomic_copy, atomic_write
 from fastrcnn.config import Config, to_yaml
@@ -13,6 +15,7 @@ from fastrcnn.data.loader import Batch, train_loader, training_dataset
 from fastrcnn.data.read import read_dataset, summary
 from fastrcnn.data.sample import Dataset
 from fastrcnn.device import choose_device
+from fastrcnn.distributed import from_main, max_restarts, process_group, rank, world_size
 from fastrcnn.evaluation.evaluate import evaluate, metrics_table
 from fastrcnn.models.build import build_model
 from fastrcnn.models.inputs import Target
@@ -24,24 +27,35 @@ from fastrcnn.training.checkpoint import (
     restore,
     save_training,
     seed_everything,
-    set_random_state,
 )
 from fastrcnn.training.curves import can_draw, draw_curves
+from fastrcnn.training.gradients import Gradients, average_running_statistics
 from fastrcnn.training.interruption import StopRequest
 from fastrcnn.training.log import RunLog, read_metrics, say, write_metrics
-from fastrcnn.training.schedule import build_optimizer, learning_rate, set_learning_rate
-from fastrcnn.training.weights import load_initial_weights
+from fastrcnn.training.precision import PRECISIONS, autocast, build_scaler
+from fastrcnn.training.schedule import (
+    base_learning_rate,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+    unscaled_warning,
+)
+from fastrcnn.training.steps import steps, summarize
+from fastrcnn.training.weights import initial_weights
 
 
+@process_group()
 def train(config: Config, resume: bool = False) -> dict:
-    """Trains the detector that `config` describes, on the GPU if there is one.
+    """Trains the detector that `config` describes, on the GPU if there is one; under torchrun, on one per process.
 
     Writes to config.output_dir: last.pth (after every epoch, every train.checkpoint_minutes, and when SIGINT or SIGTERM
     stops the run), best.pth (highest validation AP), epoch_<k>.pth (the newest train.keep_checkpoints), config.yaml,
     log.csv, metrics.json (one entry per evaluation) and curves.png.
 
-    The same seed gives the same weights, bit for bit on the CPU with the same number of threads: whatever the number
-    of loader workers, and whether or not the run was stopped and resumed in between.
+    A step takes train.accumulation batches in each process; its gradient is the mean of theirs, each loss normalised
+    within its batch, so n processes are the same as one with n times the accumulation. The same seed gives the same
+    weights, bit for bit on the CPU with the same number of threads: whatever the number of loader workers, and whether
+    or not the run was stopped and resumed in between.
 
     Args:
         config: the experiment.
@@ -51,12 +65,13 @@ def train(config: Config, resume: bool = False) -> dict:
     Raises:
         FileExistsError: output_dir holds a run, and not `resume`. ValueError: the data and the model do not fit, or
         last.pth does not fit the config. FloatingPointError: a loss that is not finite. FileNotFoundError,
-        ConnectionError: data or initial weights are missing. SystemExit: stopped by a signal; last.pth was written.
+        ConnectionError: data or initial weights are missing. OSError: the disk is full; last.pth is as it was.
+        SystemExit: stopped by a signal; last.pth was written.
     """
-    check_settings(config)
+    check_settings(config, resume)
     folder = Path(config.output_dir)
     last = folder / "last.pth"
-    saved = prepare_folder(folder, resume)
+    saved = from_main(lambda: prepare_folder(folder, resume))
     device = choose_device()
     epochs = config.schedule.epochs
 
@@ -70,82 +85,96 @@ def train(config: Config, resume: bool = False) -> dict:
     # Model and optimiser
     seed_everything(config.train.seed)
     model = build_model(config.model)
+    if config.train.activation_checkpointing:
+        model.backbone.activation_checkpointing = True
     if saved is None:
-        load_initial_weights(model, config, train_set.classes)
+        model.load_state_dict(from_main(lambda: initial_weights(model, config, train_set.classes)))
     model.to(device).to(memory_format=torch.channels_last)
-    state = TrainingState(model, build_optimizer(model, config.optimizer), config, train_set.classes)
+    optimizer, scaler = build_optimizer(model, config.optimizer), build_scaler(config.train, device)
+    state = TrainingState(model, optimizer, config, train_set.classes, scaler, moving_average(model, config))
 
     # What an earlier run left
     if saved is not None:
         restore(state, saved, last)
-        say(f"Resuming {last}: {state.epoch} of {epochs} epochs and {state.epoch_step} steps of the next are done")
+        say(f"Resuming {last}: {state.epoch} of {epochs} epochs and {state.epoch_batches} batches of the next are done")
         for change in changed_settings(saved["config"], config):
             say(f"  changed since: {change}")
     elif resume:
         say(f"There is no {last} to resume from: starting from the beginning")
-    history = read_metrics(folder / "metrics.json", state.step)
-    with atomic_write(folder / "config.yaml") as temporary:
-        temporary.write_text(to_yaml(config), encoding="utf-8")
+    history = from_main(lambda: read_metrics(folder / "metrics.json", state.step))
+    from_main(lambda: write_config(folder, config))
 
-    steps_per_epoch = len(train_loader(train_set, config, epoch=0))
-    total_steps = state.step - state.epoch_step + (epochs - state.epoch) * steps_per_epoch
+    # Steps
+    step_batches = config.train.accumulation * world_size()
+    step_images = config.train.batch_size * step_batches
+    base_rate = base_learning_rate(config, step_images)
+    epoch_batches = len(train_loader(train_set, config, epoch=0))
+    total_steps = state.step + steps_left(state, epoch_batches, step_batches)
+    say(
+        f"A step: {config.train.batch_size} images x {config.train.accumulation} batches x {world_size()} processes, "
+        f"learning rate {base_rate:g}{unscaled_warning(config, step_images)}"
+    )
+
     log = RunLog(folder, config.train.log_every, state.step, total_steps, device, state.unlogged)
     saved_at = time.monotonic()
     if not can_draw():
         say("There will be no curves.png: matplotlib is not installed (pip install matplotlib)")
-    if evaluation_due(state, history):  # an earlier run was stopped in its evaluation
+    gradients = Gradients(model.parameters())
+    if evaluation_due(state, history):  # before the first step, or an earlier run was stopped in its evaluation
+        if state.step == 0:
+            from_main(lambda: save_training(last, state))
         validate(state, val_set, device, folder, history)
 
     for epoch in range(state.epoch, epochs):
         model.train()
-        batches = iter(train_loader(train_set, config, epoch, start=state.epoch_step))
-        if saved is not None and state.epoch_step > 0:
-            set_random_state(saved["random_state"])
-        else:
-            seed_everything(config.train.seed, epoch + 1)
-        saved = None
-
+        first_batch = state.epoch_batches
+        batches = iter(train_loader(train_set, config, epoch, first_batch + rank(), stride=world_size()))
         log.restart_clock()
         with StopRequest() as stop:
-            for batch in log.waiting_for(batches):
-                rate = learning_rate(state.step, epoch, config)
+            for step in steps(log.waiting_for(batches), first_batch, epoch_batches, step_batches):
+                rate = learning_rate(state.step, epoch, config.schedule, base_rate, total_steps)
                 set_learning_rate(state.optimizer, rate)
 
-                images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-                targets = [
-                    Target(
-                        boxes=target["boxes"].to(device, non_blocking=True),
-                        labels=target["labels"].to(device, non_blocking=True),
-                    )
-                    for target in batch.targets
-                ]
-                losses = model.losses(images, batch.image_sizes, targets)
-                state.optimizer.zero_grad()
-                torch.stack(list(losses.values())).sum().backward()
-                values = loss_values(losses)
-                check_finite(values, state.step, epoch, rate, batch)
+                gradients.start(passes=len(step.batches))
+                for number, batch in step.batches:
+                    seed_everything(config.train.seed, epoch + 1, number)  # the same in whichever process
+                    images, targets = to_device(batch, device)
+                    with autocast(config.train, device):
+                        losses = model.losses(images, batch.image_sizes, targets)
+                    loss = torch.stack(list(losses.values())).sum()
+                    state.scaler.scale(loss / step.count).backward()
+                    step.add(loss_values(losses))
+                gradients.finish()
+
+                checkpoint_due = time.monotonic() - saved_at >= 60 * config.train.checkpoint_minutes
+                done = summarize(step, stop.signal, checkpoint_due)
+                check_finite(done.losses, state.step, epoch, rate, step.image_ids)
+                state.scaler.unscale_(state.optimizer)
                 if config.optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-                state.optimizer.step()
+                state.scaler.step(state.optimizer)
+                state.scaler.update(config.train.loss_scale)
+                average_running_statistics(model)
+                if state.average is not None:
+                    state.average.update_parameters(model)
 
                 state.step += 1
-                state.epoch_step += 1
-                log.add(state.step, epoch + 1, rate, values, len(images), state.epoch_step == steps_per_epoch)
-                if stop.signal is not None or time.monotonic() - saved_at >= 60 * config.train.checkpoint_minutes:
-                    save_training(last, state)
+                state.epoch_batches += step.count
+                log.add(state.step, epoch + 1, rate, done.losses, done.images, state.epoch_batches == epoch_batches)
+                if done.signal is not None or done.checkpoint_due:
+                    from_main(lambda: save_training(last, state))
                     saved_at = time.monotonic()
-                if stop.signal is not None:
+                if done.signal is not None:
                     log.close()
                     say(
-                        f"Stopped by {stop.signal.name} after step {state.step}; everything is in {last}. "
+                        f"Stopped by {done.signal.name} after step {state.step}; everything is in {last}. "
                         "To continue: the same command with --resume"
                     )
-                    raise SystemExit(128 + stop.signal)
+                    raise SystemExit(128 + done.signal)
 
-        state.epoch, state.epoch_step = epoch + 1, 0
-        save_training(last, state)
-        saved_at = time.monotonic()
-        name_epoch(folder, state.epoch, config.train.keep_checkpoints)
+            state.epoch, state.epoch_batches = epoch + 1, 0
+            from_main(lambda: save_epoch(folder, state))
+            saved_at = time.monotonic()
         if evaluation_due(state, history):
             validate(state, val_set, device, folder, history)
 
@@ -155,17 +184,39 @@ def train(config: Config, resume: bool = False) -> dict:
     return {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
 
 
-def check_settings(config: Config) -> None:
-    """Raises ValueError for a count that must be at least 1 and is not."""
+def check_settings(config: Config, resume: bool) -> None:
+    """Raises ValueError for a setting out of its range, by its name."""
     counts = {
         "schedule.epochs": config.schedule.epochs,
         "train.batch_size": config.train.batch_size,
+        "train.accumulation": config.train.accumulation,
         "train.log_every": config.train.log_every,
         "train.eval_every": config.train.eval_every,
     }
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+    choices = {
+        "optimizer.kind": (config.optimizer.kind, ("sgd", "adamw")),
+        "schedule.decay": (config.schedule.decay, ("steps", "cosine")),
+        "train.precision": (config.train.precision, tuple(PRECISIONS)),
+    }
+    for name, (chosen, known) in choices.items():
+        if chosen not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
+    decay, scale = config.train.ema_decay, config.train.loss_scale
+    if decay is not None and not 0 < decay < 1:
+        raise ValueError(f"train.ema_decay must be between 0 and 1, or null for no average, got {decay}")
+    if scale is not None and not (scale > 0 and config.train.precision == "float16"):
+        raise ValueError(
+            f"train.loss_scale must be positive and belongs to train.precision=float16, got {scale} with "
+            f"{config.train.precision}"
+        )
+    if max_restarts() > 0 and not resume:
+        raise ValueError(
+            f"torchrun may start this run again (--max-restarts={max_restarts()}), and then it has to continue: add "
+            "--resume (where there is no last.pth, it starts from the beginning)"
+        )
 
 
 def check_classes(dataset: Dataset, config: Config) -> None:
@@ -179,15 +230,35 @@ def check_classes(dataset: Dataset, config: Config) -> None:
         )
 
 
-def check_finite(losses: dict[str, float], step: int, epoch: int, rate: float, batch: Batch) -> None:
+def check_finite(losses: dict[str, float], step: int, epoch: int, rate: float, image_ids: list[int]) -> None:
     """Raises FloatingPointError if a loss is infinite or not a number, before it reaches the weights."""
     if not all(math.isfinite(value) for value in losses.values()):
         parts = ", ".join(f"{name} {value:.6g}" for name, value in losses.items())
+        others = f" and those of {world_size() - 1} other processes" if world_size() > 1 else ""
         raise FloatingPointError(
             f"The loss is not finite at step {step} (epoch {epoch + 1}): {parts}; learning rate {rate:.6g}, image ids "
-            f"{batch.image_ids}. Usual causes: too high a learning rate (try a tenth, optimizer.lr={rate / 10:.1g}, a "
-            "longer schedule.warmup_steps, or optimizer.clip_norm=35), or wrong boxes in these images"
+            f"{image_ids}{others}. Usual causes: too high a learning rate (try a tenth, optimizer.lr={rate / 10:.1g}, "
+            "a longer schedule.warmup_steps, or optimizer.clip_norm=35), or wrong boxes in these images"
         )
+
+
+def moving_average(model: nn.Module, config: Config) -> AveragedModel | None:
+    """A copy of the model that follows it: after each step, copy = decay * copy + (1 - decay) * model; buffers too."""
+    decay = config.train.ema_decay
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[Target]]:
+    images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    targets = [
+        Target(
+            boxes=target["boxes"].to(device, non_blocking=True), labels=target["labels"].to(device, non_blocking=True)
+        )
+        for target in batch.targets
+    ]
+    return images, targets
 
 
 def loss_values(losses: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -195,20 +266,51 @@ def loss_values(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
 
 
+def write_config(folder: Path, config: Config) -> None:
+    with atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+
+
+def save_epoch(folder: Path, state: TrainingState) -> None:
+    save_training(folder / "last.pth", state)
+    name_epoch(folder, state.epoch, state.config.train.keep_checkpoints)
+
+
+def steps_left(state: TrainingState, epoch_batches: int, step_batches: int) -> int:
+    """Steps from here to the end: the rest of the epoch that is under way, and the epochs after it."""
+    epochs = state.config.schedule.epochs - state.epoch
+    if epochs <= 0:
+        return 0
+    rest = math.ceil((epoch_batches - state.epoch_batches) / step_batches)
+    return rest + (epochs - 1) * math.ceil(epoch_batches / step_batches)
+
+
 def evaluation_due(state: TrainingState, history: list[dict]) -> bool:
-    """Whether an epoch has just ended that is to be evaluated (every train.eval_every-th, the last) and is not yet."""
-    chosen = state.epoch % state.config.train.eval_every == 0 or state.epoch >= state.config.schedule.epochs
+    """Whether the run is between two epochs and the one that has ended is to be evaluated, and is not yet.
+
+    Due are every train.eval_every-th, the last, and with train.eval_first also the start of the run, epoch 0.
+    """
+    train = state.config.train
+    if state.epoch == 0:
+        chosen = train.eval_first
+    else:
+        chosen = state.epoch % train.eval_every == 0 or state.epoch >= state.config.schedule.epochs
     done = any(entry["step"] == state.step for entry in history)
-    return state.epoch > 0 and state.epoch_step == 0 and chosen and not done
+    return state.epoch_batches == 0 and chosen and not done
 
 
 def validate(state: TrainingState, dataset: Dataset, device: torch.device, folder: Path, history: list[dict]) -> None:
-    """Evaluates, and updates `history`, metrics.json, best.pth (a copy of last.pth) and curves.png."""
-    metrics = evaluate(state.model, dataset, state.config, device)
+    """Evaluates, in all processes, and updates `history`, metrics.json, best.pth (a copy of last.pth), curves.png."""
+    metrics = evaluate(state.evaluated, dataset, state.config, device)
     say(f"After epoch {state.epoch}:\n{metrics_table(metrics)}")
-    if all(metrics["AP"] > entry["AP"] for entry in history):
-        atomic_copy(folder / "last.pth", folder / "best.pth")
+    is_best = all(metrics["AP"] > entry["AP"] for entry in history)
     history.append({"epoch": state.epoch, "step": state.step, **metrics})
+    from_main(partial(write_validation, state, folder, history, is_best))
+
+
+def write_validation(state: TrainingState, folder: Path, history: list[dict], is_best: bool) -> None:
+    if is_best:
+        atomic_copy(folder / "last.pth", folder / "best.pth")
     write_metrics(folder / "metrics.json", history)
     if can_draw():
         draw_curves(folder, history)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from fastrcnn.config import Config
 from fastrcnn.models.checkpoint import load_backbone, load_checkpoint
 from fastrcnn.models.checkpoint_files import find_checkpoint
@@ -29,6 +31,12 @@ def load_initial_weights(model: FasterRCNN, config: Config, classes: list[str]) 
         load_backbone(model, _find(pretrained, "model.backbone.pretrained"))
     else:
         say("Random initial weights: load_from and model.backbone.pretrained are null")
+
+
+def initial_weights(model: FasterRCNN, config: Config, classes: list[str]) -> dict[str, Tensor]:
+    """As load_initial_weights; returns the model's state dict, for the processes that are not the main one."""
+    load_initial_weights(model, config, classes)
+    return model.state_dict()
 
 
 def _find(source: str, setting: str) -> Path:
