@@ -97,7 +97,9 @@ def main() -> None:
     if not chosen:
         parser.error(f"--only {arguments.only}: expected a part of one of {[case.name for case in CASES]}")
     print(f"{machine_name(CPU)}; fastrcnn {__version__}, torch {torch.__version__}; {date.today()}\n")
-    print("| convolution | channels, map | fastrcnn ms | torch ms | ratio | GFLOP/s | torch GFLOP/s | error | torch's |")
+    print(
+        "| convolution | channels, map | fastrcnn ms | torch ms | ratio | GFLOP/s | torch GFLOP/s | error | torch's |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for case in chosen:
         print(row(case, arguments.repeats), flush=True)

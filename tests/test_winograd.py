@@ -100,6 +100,11 @@ def test_more_than_one_task():
         assert_close(convolve(x, weight, bias).double(), exact(x, weight, bias), rtol=0, atol=LARGEST_ERROR)
 
 
+def test_result_larger_than_the_caches():
+    x, weight, bias = random_case(1, 2, 128, 301, 230)  # 35 MB, written past the caches
+    assert_close(convolve(x, weight, bias).double(), exact(x, weight, bias), rtol=0, atol=LARGEST_ERROR)
+
+
 # --- no numbers, and strange ones -------------------------------------------------------------------------------------
 
 
@@ -184,9 +189,7 @@ def test_opcheck(with_bias):
     x, weight, bias = random_case(2, 5, 20, 6, 7)
     torch.library.opcheck(torch.ops.fastrcnn.winograd_weights.default, (weight,))
     weights = ops.winograd_weights(weight)
-    torch.library.opcheck(
-        torch.ops.fastrcnn.conv3x3.default, (x, weights, bias if with_bias else None, 20, with_bias)
-    )
+    torch.library.opcheck(torch.ops.fastrcnn.conv3x3.default, (x, weights, bias if with_bias else None, 20, with_bias))
 
 
 def test_compile_and_export():
@@ -235,7 +238,9 @@ def test_wrong_input(arguments, message):
 
 
 def test_wrong_weight():
-    with pytest.raises(RuntimeError, match=r"weight: expected shape \[out_channels, channels, 3, 3\], got \[4, 3, 5, 5\]"):
+    with pytest.raises(
+        RuntimeError, match=r"weight: expected shape \[out_channels, channels, 3, 3\], got \[4, 3, 5, 5\]"
+    ):
         ops.winograd_weights(torch.zeros(4, 3, 5, 5))
     with pytest.raises(RuntimeError, match="weight: expected dtype float32, got bfloat16"):
         ops.winograd_weights(torch.zeros(4, 3, 3, 3, dtype=torch.bfloat16))

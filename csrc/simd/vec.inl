@@ -42,6 +42,24 @@ FASTRCNN_INLINE FloatRegister broadcast(float value) { return value - FloatRegis
 
 FASTRCNN_INLINE void store_unaligned(float* to, FloatRegister value) { __builtin_memcpy(to, &value, sizeof value); }
 
+// For results so large that the caches would not keep them: memory need not be read to be overwritten. `to` is aligned
+// to 64 bytes. The thread's last such store is followed by finish_stores_past_caches().
+FASTRCNN_INLINE void store_past_caches(float* to, FloatRegister value) {
+#if FASTRCNN_VECTOR_BITS == 512
+  _mm512_stream_ps(to, (__m512)value);
+#elif FASTRCNN_VECTOR_BITS == 256
+  _mm256_stream_ps(to, (__m256)value);
+#else
+  store_unaligned(to, value);
+#endif
+}
+
+FASTRCNN_INLINE void finish_stores_past_caches() {
+#if FASTRCNN_VECTOR_BITS >= 256
+  _mm_sfence();
+#endif
+}
+
 // a * b + c, rounded once. Below AVX2, x86 has no instruction for it: there it is a call of the C library's fmaf per
 // lane, with the same result, tens of times slower.
 FASTRCNN_INLINE FloatRegister multiply_add(FloatRegister a, FloatRegister b, FloatRegister c) {

@@ -17,9 +17,11 @@ namespace fastrcnn {
 namespace {
 
 // Transformed inputs of a task: they are read once per pair of panels, from the second-level cache if they fit.
-constexpr int64_t kInputsBytes = 1 << 20;
+constexpr int64_t kInputsBytes = 512 << 10;
 // But at least as many tiles: all weights are read once per task, at that many multiply-adds per number.
 constexpr int64_t kFewestTiles = 28;
+// Larger results would not stay in the caches until they are read.
+constexpr int64_t kPastCachesBytes = 32 << 20;
 
 // Row i of G: (1, x, x^2) / product of (x - x') over the other points x'; for infinity (0, 0, 1).
 std::array<std::array<double, 3>, kPatch> weight_transform() {
@@ -106,6 +108,8 @@ Tensor conv3x3_cpu(Tensor x, Tensor weights, std::optional<Tensor> bias, int64_t
   bias = contiguous(bias);
   Tensor out = channels_last_tensor(x, {x.size(0), out_channels, x.size(2), x.size(3)}, ScalarType::Float);
   if (out.numel() == 0) return out;
+  const int64_t out_bytes = out.numel() * static_cast<int64_t>(sizeof(float));
+  const bool aligned = out_channels % kPanel == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
   const Conv3x3Params p{x.const_data_ptr<float>(),
                         weights.const_data_ptr<float>(),
                         bias ? bias->const_data_ptr<float>() : nullptr,
@@ -117,7 +121,8 @@ Tensor conv3x3_cpu(Tensor x, Tensor weights, std::optional<Tensor> bias, int64_t
                         out_channels,
                         (x.size(2) + kTile - 1) / kTile,
                         (x.size(3) + kTile - 1) / kTile,
-                        relu};
+                        relu,
+                        aligned && out_bytes >= kPastCachesBytes};
   map_huge_pages(out);
   const Division division = divide(p, torch::stable::get_num_threads());
   Conv3x3Scratch scratch;

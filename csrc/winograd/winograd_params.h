@@ -32,7 +32,7 @@ struct Conv3x3Params {
   float* out;            // [N, height, width, out_channels]
   int64_t num_images, height, width, channels, out_channels;
   int64_t tile_rows, tile_columns;  // of an image
-  bool relu;
+  bool relu, past_caches;           // past_caches: out is aligned to 64 bytes, out_channels a multiple of kPanel
 };
 
 // A block of tiles, and a range of pairs of panels of the output channels (the last one may be half a pair).

@@ -22,11 +22,10 @@ constexpr int kMostRows = 6, kMostPanels = 1;
 constexpr int kMostRows = 4, kMostPanels = 1;
 #endif
 
-// How many rows of weights are asked for ahead: the loads of the first block of tiles come from the third-level cache.
-constexpr int kPrefetch = 32;
+// How many rows of weights are prefetched: for the first block of tiles they come from the third-level cache.
+constexpr int kPrefetchedRows = 32;
 
-// --- the tiles of a task, in groups
-// -----------------------------------------------------------------------------------
+// --- the tiles of a task, in groups ----------------------------------------------------------------------------------
 
 struct TileGroups {
   int64_t tiles, count;
@@ -36,8 +35,7 @@ struct TileGroups {
 
 FASTRCNN_INLINE TileGroups tile_groups(int64_t tiles) { return {tiles, (tiles + kMostRows - 1) / kMostRows}; }
 
-// --- transforms along one axis
-// ----------------------------------------------------------------------------------------
+// --- transforms along one axis ---------------------------------------------------------------------------------------
 
 // B^T d
 FASTRCNN_INLINE void transform_inputs(const FloatRegister (&d)[kPatch], FloatRegister (&to)[kPatch]) {
@@ -65,8 +63,7 @@ FASTRCNN_INLINE void transform_products(const FloatRegister (&m)[kPatch], FloatR
   to[3] = multiply_add(broadcast(aa * a), odd_a, multiply_add(broadcast(bb * b), odd_b, m[5]));
 }
 
-// --- 1. inputs
-// --------------------------------------------------------------------------------------------------------
+// --- 1. inputs -------------------------------------------------------------------------------------------------------
 
 // Where the 6x6 inputs of a tile lie: cells outside the image are zeros. In (y, x) order.
 FASTRCNN_INLINE void find_patch(const Conv3x3Params& p, int64_t tile, const float* zeros, const float** cells) {
@@ -81,13 +78,18 @@ FASTRCNN_INLINE void find_patch(const Conv3x3Params& p, int64_t tile, const floa
   }
 }
 
-// Sixteen channels from c on of a tile; `to` is where the first of the 36 results belongs.
-FASTRCNN_INLINE void transform_patch(const float* const* cells, int64_t c, float* to, int64_t stride) {
+// Sixteen channels from c on of a tile; `to` is where the first of the 36 results belongs. The cells of the next tile
+// of the row, which lie `next_tile` further, are prefetched, as far as they are not of this tile too.
+FASTRCNN_INLINE void transform_patch(const float* const* cells, int64_t c, int64_t next_tile, float* to,
+                                     int64_t stride) {
   for (int64_t lane = 0; lane < kPanel; lane += kRegisterLanes) {
     FloatRegister half[kPatch][kPatch];  // B^T d
     for (int j = 0; j < kPatch; ++j) {
       FloatRegister column[kPatch], transformed[kPatch];
-      for (int i = 0; i < kPatch; ++i) column[i] = load_unaligned<FloatRegister>(cells[i * kPatch + j] + c + lane);
+      for (int i = 0; i < kPatch; ++i) {
+        column[i] = load_unaligned<FloatRegister>(cells[i * kPatch + j] + c + lane);
+        if (j >= 2 && lane == 0) __builtin_prefetch(cells[i * kPatch + j] + c + next_tile, 0, 2);
+      }
       transform_inputs(column, transformed);
       for (int i = 0; i < kPatch; ++i) half[i][j] = transformed[i];
     }
@@ -112,7 +114,7 @@ FASTRCNN_INLINE void transform_all_inputs(const Conv3x3Params& p, const Conv3x3T
       find_patch(p, task.first_tile + first + r, scratch.zeros, cells);
       float* to = group + r * kPanel;
       for (int64_t panel = 0; panel < whole; ++panel) {
-        transform_patch(cells, panel * kPanel, to + panel * rows * kPanel, stride);
+        transform_patch(cells, panel * kPanel, kTile * p.channels, to + panel * rows * kPanel, stride);
       }
       if (whole < panels) {  // a copy, because a vector would reach beyond the cell
         float rest[kProducts][kPanel] = {};
@@ -121,14 +123,13 @@ FASTRCNN_INLINE void transform_all_inputs(const Conv3x3Params& p, const Conv3x3T
           for (int64_t c = whole * kPanel; c < p.channels; ++c) rest[k][c - whole * kPanel] = cells[k][c];
           copies[k] = rest[k];
         }
-        transform_patch(copies, 0, to + whole * rows * kPanel, stride);
+        transform_patch(copies, 0, 0, to + whole * rows * kPanel, stride);
       }
     }
   }
 }
 
-// --- 2. products
-// ------------------------------------------------------------------------------------------------------
+// --- 2. products -----------------------------------------------------------------------------------------------------
 
 // to[Rows, Panels * 16] = inputs [channels / 16][Rows][16] times weights, panels [channels, 16].
 template <int Rows, int Panels>
@@ -140,7 +141,7 @@ FASTRCNN_INLINE void multiply_block(const float* inputs, const float* weights, i
     const int64_t n = channels - c0 < kPanel ? channels - c0 : kPanel;
     for (int64_t i = 0; i < n; ++i) {
       FloatRegister row[columns];
-      for (int q = 0; q < Panels; ++q) __builtin_prefetch(weights + q * weights_stride + kPrefetch * kPanel);
+      for (int q = 0; q < Panels; ++q) __builtin_prefetch(weights + q * weights_stride + kPrefetchedRows * kPanel);
       for (int q = 0; q < columns; ++q) {
         row[q] =
             load_unaligned<FloatRegister>(weights + q / registers * weights_stride + q % registers * kRegisterLanes);
@@ -185,8 +186,7 @@ static void multiply_panels(const Conv3x3Params& p, int64_t panel, const TileGro
   }
 }
 
-// --- 3. outputs
-// -------------------------------------------------------------------------------------------------------
+// --- 3. outputs ------------------------------------------------------------------------------------------------------
 
 // The 4x4 outputs [16] of a tile.
 FASTRCNN_INLINE void transform_tile(const float* products, int64_t stride, const float* bias, bool relu,
@@ -213,25 +213,37 @@ FASTRCNN_INLINE void transform_tile(const float* products, int64_t stride, const
   }
 }
 
-FASTRCNN_INLINE void write_panel(const Conv3x3Params& p, const Conv3x3Task& task, int64_t panel,
-                                 const TileGroups& groups, const float* products) {
-  const int64_t c0 = panel * kPanel, n = p.out_channels - c0 < kPanel ? p.out_channels - c0 : kPanel;
-  float bias[kPanel] = {};
+// The outputs of `count` panels from `panel` on. A tile's come one after the other, so that its lines of memory do too.
+FASTRCNN_INLINE void write_panels(const Conv3x3Params& p, const Conv3x3Task& task, int64_t panel, int64_t count,
+                                  const TileGroups& groups, const Conv3x3Scratch& scratch) {
+  const int64_t c0 = panel * kPanel;
+  float bias[2 * kPanel] = {};
   if (p.bias) {
-    for (int64_t c = 0; c < n; ++c) bias[c] = p.bias[c0 + c];
+    for (int64_t c = 0; c < count * kPanel && c0 + c < p.out_channels; ++c) bias[c] = p.bias[c0 + c];
   }
   for (int64_t t = 0; t < groups.tiles; ++t) {
-    float values[kTile][kTile][kPanel];
-    transform_tile(products + t * 2 * kPanel, products_stride(groups.tiles), bias, p.relu, values);
     const int64_t tile = task.first_tile + t, image = tile / (p.tile_rows * p.tile_columns);
     const int64_t y0 = tile / p.tile_columns % p.tile_rows * kTile, x0 = tile % p.tile_columns * kTile;
-    for (int64_t i = 0; i < kTile && y0 + i < p.height; ++i) {
-      float* out = p.out + ((image * p.height + y0 + i) * p.width + x0) * p.out_channels + c0;
-      for (int64_t j = 0; j < kTile && x0 + j < p.width; ++j, out += p.out_channels) {
-        if (n == kPanel) {
-          __builtin_memcpy(out, values[i][j], sizeof values[i][j]);
-        } else {
-          for (int64_t c = 0; c < n; ++c) out[c] = values[i][j][c];
+    const int64_t rows = p.height - y0 < kTile ? p.height - y0 : kTile;
+    const int64_t columns = p.width - x0 < kTile ? p.width - x0 : kTile;
+    float* const out = p.out + ((image * p.height + y0) * p.width + x0) * p.out_channels + c0;
+    for (int64_t i = 0; i < count; ++i) {
+      float values[kTile][kTile][kPanel];
+      transform_tile(scratch.products + (2 * t + i) * kPanel, products_stride(groups.tiles), bias + i * kPanel, p.relu,
+                     values);
+      const int64_t rest = p.out_channels - c0 - i * kPanel, n = rest < kPanel ? rest : kPanel;
+      for (int64_t y = 0; y < rows; ++y) {
+        for (int64_t x = 0; x < columns; ++x) {
+          float* const to = out + (y * p.width + x) * p.out_channels + i * kPanel;
+          if (p.past_caches) {
+            for (int64_t lane = 0; lane < kPanel; lane += kRegisterLanes) {
+              store_past_caches(to + lane, load_unaligned<FloatRegister>(values[y][x] + lane));
+            }
+          } else if (n == kPanel) {
+            __builtin_memcpy(to, values[y][x], sizeof values[y][x]);
+          } else {
+            for (int64_t c = 0; c < n; ++c) to[c] = values[y][x][c];
+          }
         }
       }
     }
@@ -249,10 +261,11 @@ void convolve_tiles(const Conv3x3Params& p, const Conv3x3Task& task, const Conv3
     } else {
       multiply_panels<1>(p, panel, groups, scratch);
     }
-    for (const int64_t end = panel + (most ? kMostPanels : 1), first = panel; panel < end; ++panel) {
-      write_panel(p, task, panel, groups, scratch.products + (panel - first) * kPanel);
-    }
+    const int64_t count = most ? kMostPanels : 1;
+    write_panels(p, task, panel, count, groups, scratch);
+    panel += count;
   }
+  if (p.past_caches) finish_stores_past_caches();
 }
 
 }  // namespace FASTRCNN_LEVEL
