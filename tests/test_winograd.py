@@ -12,8 +12,9 @@ from fastrcnn.ops import reference
 
 NAN, INF = float("nan"), float("inf")
 
-# What fastrcnn.ops.conv3x3 promises of its error, relative to the standard deviation of the outputs.
-LARGEST_ERROR, MEAN_ERROR = 5e-5, 2.5e-6
+# Bounds of the error for up to 256 channels, relative to the standard deviation of the outputs: what the docstring of
+# fastrcnn.ops.conv3x3 says, with room for other random numbers. The usual points 0, 1, -1, 2, -2 would exceed both.
+LARGEST_ERROR, MEAN_ERROR = 3e-5, 1.8e-6
 
 
 def random_case(images: int, channels: int, outputs: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 // Winograd's convolution on the CPU, channels-last (winograd_simd.inl).
 //
 // A task is a block of tiles and a range of output channels; threads take one after the other. Its transformed inputs
-// and products stay in scratch that belongs to the thread and fits into the caches; nothing of them goes to memory. No
-// two tasks write one number, and no sum depends on how the work is divided.
+// and products lie in scratch that belongs to the thread and fits into its caches, so that only x, the weights and the
+// result pass through memory. No two tasks write one number, and no sum depends on how the work is divided.
 #include "winograd.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace {
 
 // Transformed inputs of a task: they are read once per pair of panels, from the second-level cache if they fit.
 constexpr int64_t kInputsBytes = 512 << 10;
-// But at least as many tiles: all weights are read once per task, at that many multiply-adds per number.
+// But at least so many tiles: a task reads all weights of its range, and does one multiply-add per tile with each.
 constexpr int64_t kFewestTiles = 28;
 // Larger results would not stay in the caches until they are read.
 constexpr int64_t kPastCachesBytes = 32 << 20;
@@ -36,7 +36,7 @@ std::array<std::array<double, 3>, kPatch> weight_transform() {
   return rows;
 }
 
-// One row of `weight` [3, 3] and one column of the result [36], of which consecutive numbers are `stride` apart.
+// G weight G^T of one [3, 3]; consecutive ones of the 36 results are `stride` apart.
 void transform_weight(const float* weight, float* to, int64_t stride) {
   static const auto g = weight_transform();
   for (int i = 0; i < kPatch; ++i) {
