@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # An image's padded size is its own size rounded up to a multiple of this, however large the batch around it is.
@@ -144,12 +144,22 @@ class ImageConfig:
 
 
 @dataclass
+class SourceConfig:
+    """Further annotations to train on, and their images."""
+
+    annotations: str
+    images: str
+
+
+@dataclass
 class TrainDataConfig:
     format: str = "coco"  # coco | voc | yolo
     # coco: the JSON file; voc: a list of image names, or the folder of the XML files; yolo: the folder of the label
     # files, or data.yaml
     annotations: str = "data/coco/annotations/instances_train2017.json"
     images: str = "data/coco/train2017"  # the folder that file names are relative to
+    # [{annotations: ..., images: ...}, ...]: what else is trained on, in the same format. VOC 2007 and 2012, say
+    more: list[SourceConfig] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=lambda: [[1333, 800]])  # [[long, short], ...], pixels
     # fixed: the one scale | value: one of the scales | range: short side between those of the two scales
     scale_mode: str = "fixed"
@@ -227,11 +237,13 @@ class TrainConfig:
 
 @dataclass
 class PublishedConfig:
-    """What the mmdetection zoo publishes for this config."""
+    """What the mmdetection zoo, or the paper, publishes for this config."""
 
-    box_ap: float | None = None  # COCO val2017
+    box_ap: float | None = None  # COCO val2017, in percent
+    voc07_map: float | None = None  # VOC 2007 test, the mean of 11 points, in percent
     memory_gb: float | None = None  # in training, per GPU
-    fps: float | None = None  # on a V100, batch 1
+    fps: float | None = None  # batch 1
+    gpu: str = "V100"  # that fps is of
     checkpoint: str | None = None  # URL; the hash ends the file name
     log: str | None = None
     sha256: str | None = None  # first 8 digits
@@ -291,7 +303,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), content, dotlist)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping for a list
         raise ValueError(f"{path}, overrides {list(overrides)}: {error}") from error
     assert isinstance(config, Config)
     config.output_dir = config.output_dir or f"runs/{path.stem}"
@@ -326,7 +338,14 @@ def _check_keys(content: DictConfig, schema: type, where: str, prefix: str = "")
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{where}: unknown key {prefix}{key!s}. Nearest valid key: {prefix}{near}")
         value = content._get_node(key)
-        # a section, or one that may be null ("FpnConfig | None")
+        # a section, one that may be null ("FpnConfig | None"), or a list of sections
         section = next((kind for kind in get_args(hints[key]) or (hints[key],) if is_dataclass(kind)), None)
-        if isinstance(section, type) and isinstance(value, DictConfig) and not value._is_none():
+        if not isinstance(section, type) or value is None or value._is_none():
+            continue
+        if isinstance(value, DictConfig):
             _check_keys(value, section, where, f"{prefix}{key}.")
+        elif isinstance(value, ListConfig):  # list[SourceConfig]
+            for index in range(len(value)):
+                entry = value._get_node(index)
+                if isinstance(entry, DictConfig):
+                    _check_keys(entry, section, where, f"{prefix}{key}[{index}].")
