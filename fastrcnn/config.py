@@ -158,14 +158,14 @@ class TrainDataConfig:
     # files, or data.yaml
     annotations: str = "data/coco/annotations/instances_train2017.json"
     images: str = "data/coco/train2017"  # the folder that file names are relative to
-    # [{annotations: ..., images: ...}, ...]: what else is trained on, in the same format. VOC 2007 and 2012, say
-    more: list[SourceConfig] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=lambda: [[1333, 800]])  # [[long, short], ...], pixels
     # fixed: the one scale | value: one of the scales | range: short side between those of the two scales
     scale_mode: str = "fixed"
     flip: float = 0.5  # probability of a horizontal flip
     repeat: int = 1  # passes over the images in one epoch
     keep_empty: bool = False  # train on images without objects of the classes, too: they are all background
+    # [{annotations: ..., images: ...}, ...]: what else is trained on, in the same format (VOC 2007 and 2012, say)
+    more: list[SourceConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -201,8 +201,9 @@ class DataConfig:
 @dataclass
 class OptimizerConfig:
     kind: str = "sgd"  # sgd: with momentum | adamw: Adam with decoupled weight decay, betas 0.9 and 0.999
-    lr: float = 0.02  # for 16 images a step
-    scale_lr: bool = False  # lr is multiplied by (images a step) / 16, images a step over all processes
+    lr: float = 0.02  # for base_batch_size images a step
+    base_batch_size: int = 16  # the zoo's 8 GPUs x 2 images
+    scale_lr: bool = False  # lr is multiplied by (images a step, over all processes) / base_batch_size
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0001  # on every trained parameter, biases and batch norm included
     clip_norm: float | None = None  # largest norm of the gradient; null: no clipping
@@ -240,13 +241,13 @@ class PublishedConfig:
     """What the mmdetection zoo, or the paper, publishes for this config."""
 
     box_ap: float | None = None  # COCO val2017, in percent
-    voc07_map: float | None = None  # VOC 2007 test, the mean of 11 points, in percent
     memory_gb: float | None = None  # in training, per GPU
-    fps: float | None = None  # batch 1
-    gpu: str = "V100"  # that fps is of
+    fps: float | None = None  # batch 1, on `gpu`
     checkpoint: str | None = None  # URL; the hash ends the file name
     log: str | None = None
     sha256: str | None = None  # first 8 digits
+    voc07_map: float | None = None  # mean AP on VOC 2007 test (11 points), in percent
+    gpu: str = "V100"
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 import fastrcnn
 from fastrcnn.cli import main
 from fastrcnn.models import vgg
+from fastrcnn.training.schedule import base_learning_rate
 
 NAME = "faster_rcnn_vgg16_voc0712"
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
@@ -91,14 +92,17 @@ def test_data(config: fastrcnn.Config) -> None:
 
 def test_recipe(config: fastrcnn.Config) -> None:
     optimizer, schedule = config.optimizer, config.schedule
-    assert (optimizer.lr, config.train.batch_size) == (0.001, 1)
+    assert (optimizer.lr, config.train.batch_size, optimizer.base_batch_size) == (0.001, 1, 1)
+    optimizer.scale_lr = True
+    assert base_learning_rate(config, 2) == 0.002
     assert (optimizer.momentum, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.0005, None)
     # 80k of 110k steps, to the nearest whole epoch
     epoch = IMAGES_2007 + IMAGES_2012
     assert (schedule.epochs, schedule.milestones, schedule.gamma) == (round(110e3 / epoch), [round(80e3 / epoch)], 0.1)
     assert schedule.milestones[0] / schedule.epochs == pytest.approx(0.7, abs=0.02)
     assert schedule.warmup_steps < 0.005 * schedule.epochs * epoch
-    assert config.load_from is None
+    assert (optimizer.kind, schedule.decay, config.train.accumulation) == ("sgd", "steps", 1)
+    assert (config.train.precision, config.load_from) == ("float32", None)
 
 
 def test_published(config: fastrcnn.Config) -> None:
@@ -137,7 +141,7 @@ def test_trains_from_the_development_kits_folders(
     assert main(["train", NAME, *small, "schedule.epochs=1", "train.workers=0"]) == 0
     printed = capsys.readouterr().out
     assert "5 images (0 without objects), 100 objects" in printed and "1 images (0 without objects)" in printed
-    assert "VOC07 AP of each class" in printed
+    assert "VOC07 AP of each class" in printed and "Warning" not in printed
     folder = tmp_path / "runs" / NAME
     saved = torch.load(folder / "last.pth", weights_only=True)
     assert saved["step"] == 5 and saved["classes"] == CLASSES
