@@ -60,6 +60,9 @@ def test_losses_and_gradients_follow_full_precision(name: str, precision: str, d
         return selected[0]
 
     model._select = those_of_full_precision
+    types: list[torch.dtype] = []  # of what the backbone, the RPN and the box head compute with
+    for layer in (model.rpn_head.conv, model.rpn_head.objectness, model.box_head.fc1, model.box_head.fc2):
+        layer.register_forward_hook(lambda _, inputs, output: types.append(output.dtype))
     batch = images(*SIZES).to(device)
     objects = [{key: value.to(device) for key, value in target.items()} for target in targets()]
     losses, gradients = {}, {}
@@ -75,6 +78,8 @@ def test_losses_and_gradients_follow_full_precision(name: str, precision: str, d
         scale = scaler.get_scale()
         gradients[kind] = {n: p.grad.double() / scale for n, p in model.named_parameters() if p.requires_grad}
     assert scaler.get_scale() == (512 if precision == "float16" else 1)
+    half_type, half_of_the_calls = getattr(torch, precision), len(types) // 2
+    assert types == [torch.float32] * half_of_the_calls + [half_type] * half_of_the_calls
     for part, loss in losses["float32"].items():
         assert losses[precision][part].item() == pytest.approx(loss.item(), rel=0.05, abs=1e-3), part
     full, half = (torch.cat([g.flatten() for g in gradients[kind].values()]) for kind in ("float32", precision))
