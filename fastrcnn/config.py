@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # An image's padded size is its own size rounded up to a multiple of this, however large the batch around it is.
@@ -144,6 +144,14 @@ class ImageConfig:
 
 
 @dataclass
+class SourceConfig:
+    """Further annotations to train on, and their images."""
+
+    annotations: str
+    images: str
+
+
+@dataclass
 class TrainDataConfig:
     format: str = "coco"  # coco | voc | yolo
     # coco: the JSON file; voc: a list of image names, or the folder of the XML files; yolo: the folder of the label
@@ -156,6 +164,8 @@ class TrainDataConfig:
     flip: float = 0.5  # probability of a horizontal flip
     repeat: int = 1  # passes over the images in one epoch
     keep_empty: bool = False  # train on images without objects of the classes, too: they are all background
+    # [{annotations: ..., images: ...}, ...]: what else is trained on, in the same format (VOC 2007 and 2012, say)
+    more: list[SourceConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -191,8 +201,9 @@ class DataConfig:
 @dataclass
 class OptimizerConfig:
     kind: str = "sgd"  # sgd: with momentum | adamw: Adam with decoupled weight decay, betas 0.9 and 0.999
-    lr: float = 0.02  # for 16 images a step
-    scale_lr: bool = False  # lr is multiplied by (images a step) / 16, images a step over all processes
+    lr: float = 0.02  # for base_batch_size images a step
+    base_batch_size: int = 16  # the zoo's 8 GPUs x 2 images
+    scale_lr: bool = False  # lr is multiplied by (images a step, over all processes) / base_batch_size
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0001  # on every trained parameter, biases and batch norm included
     clip_norm: float | None = None  # largest norm of the gradient; null: no clipping
@@ -227,14 +238,16 @@ class TrainConfig:
 
 @dataclass
 class PublishedConfig:
-    """What the mmdetection zoo publishes for this config."""
+    """What the mmdetection zoo, or the paper, publishes for this config."""
 
-    box_ap: float | None = None  # COCO val2017
+    box_ap: float | None = None  # COCO val2017, in percent
     memory_gb: float | None = None  # in training, per GPU
-    fps: float | None = None  # on a V100, batch 1
+    fps: float | None = None  # batch 1, on `gpu`
     checkpoint: str | None = None  # URL; the hash ends the file name
     log: str | None = None
     sha256: str | None = None  # first 8 digits
+    voc07_map: float | None = None  # mean AP on VOC 2007 test (11 points), in percent
+    gpu: str = "V100"
 
 
 @dataclass
@@ -291,7 +304,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), content, dotlist)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping for a list
         raise ValueError(f"{path}, overrides {list(overrides)}: {error}") from error
     assert isinstance(config, Config)
     config.output_dir = config.output_dir or f"runs/{path.stem}"
@@ -326,7 +339,14 @@ def _check_keys(content: DictConfig, schema: type, where: str, prefix: str = "")
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{where}: unknown key {prefix}{key!s}. Nearest valid key: {prefix}{near}")
         value = content._get_node(key)
-        # a section, or one that may be null ("FpnConfig | None")
+        # a section, one that may be null ("FpnConfig | None"), or a list of sections
         section = next((kind for kind in get_args(hints[key]) or (hints[key],) if is_dataclass(kind)), None)
-        if isinstance(section, type) and isinstance(value, DictConfig) and not value._is_none():
+        if not isinstance(section, type) or value is None or value._is_none():
+            continue
+        if isinstance(value, DictConfig):
             _check_keys(value, section, where, f"{prefix}{key}.")
+        elif isinstance(value, ListConfig):  # list[SourceConfig]
+            for index in range(len(value)):
+                entry = value._get_node(index)
+                if isinstance(entry, DictConfig):
+                    _check_keys(entry, section, where, f"{prefix}{key}[{index}].")

@@ -9,7 +9,7 @@ HEADER = ("config", "box AP", "memory", "fps", "checkpoint")
 
 
 def table() -> str:
-    """One line per config with a published checkpoint, and where checkpoints are kept."""
+    """One line per config with published figures, and where checkpoints are kept."""
     rows: list[tuple[str, ...]] = [HEADER]
     folder = Path()
     for name in config_names():
@@ -17,6 +17,8 @@ def table() -> str:
         if published.checkpoint:
             folder = cached_path(published.checkpoint).parent
             rows.append((name, *_figures(published), _state(cached_path(published.checkpoint))))
+        elif published.voc07_map is not None:
+            rows.append((name, *_figures(published), "none published"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]).rstrip()
@@ -27,6 +29,7 @@ def table() -> str:
             *lines,
             "",
             "As published by mmdetection: box AP on COCO val2017, memory in training (GB), fps of detection on a V100.",
+            "VOC07: by the paper, mean AP on VOC 2007 test (11 points).",
             f"Checkpoints are kept in {folder}; `fastrcnn detect CONFIG IMAGE` downloads the missing one.",
         ]
     )
@@ -34,8 +37,12 @@ def table() -> str:
 
 def _figures(published: PublishedConfig) -> list[str]:
     """Empty where nothing is published."""
-    figures = (published.box_ap, published.memory_gb, published.fps)
-    return ["-" if figure is None else f"{figure:.1f}" for figure in figures]
+    ap, memory, fps = (
+        "-" if figure is None else f"{figure:.1f}" for figure in (published.box_ap, published.memory_gb, published.fps)
+    )
+    if published.voc07_map is not None:
+        ap = f"VOC07 {published.voc07_map:.1f}"
+    return [ap, memory, fps if published.gpu == "V100" else f"{published.gpu} {fps}"]
 
 
 def _state(path: Path) -> str:

@@ -1,12 +1,11 @@
 """One dataset in the three formats: the same batches, the same metrics, and training on each."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import small_resnet, tiny_config, write_pictures
+from tiny_training import small_resnet, tiny_config, write_formats
 
 from fastrcnn.config import Config
 from fastrcnn.data.loader import train_loader, training_dataset
@@ -20,26 +19,7 @@ from fastrcnn.training.train import train
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """The six pictures of tiny_training, the first without objects, in the three formats."""
-    images = tmp_path / "images"
-    images.mkdir()
-    write_pictures(images, without_objects=1)
-    content = json.loads((images / "boxes.json").read_text())
-    for folder in ("labels", "Annotations"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "data.yaml").write_text("names: [wide, tall]\n")
-    for image in content["images"]:
-        lines, objects = [], []
-        for entry in content["annotations"]:
-            if entry["image_id"] == image["id"]:
-                x, y, w, h = entry["bbox"]
-                values = ((x + w / 2) / image["width"], (y + h / 2) / image["height"], w / image["width"])
-                lines.append(" ".join(map(repr, (entry["category_id"] - 1, *values, h / image["height"]))))
-                box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
-                name = ("wide", "tall")[entry["category_id"] - 1]
-                objects.append(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>")
-        if lines:  # no file: no objects
-            (tmp_path / "labels" / f"{image['id']}.txt").write_text("\n".join(lines))
-        (tmp_path / "Annotations" / f"{image['id']}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+    write_formats(tmp_path, without_objects=1)
     return tmp_path
 
 

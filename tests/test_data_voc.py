@@ -53,7 +53,25 @@ def test_reads_a_folder(root: Path) -> None:
     np.testing.assert_array_equal(b.boxes, [[1, 2, 21, 32], [5.5, 6, 15, 16]])  # as they stand, no shift
     np.testing.assert_array_equal(b.areas, [600, 95])
     assert b.labels.tolist() == [0, 1] and b.difficult.tolist() == [False, True] and not b.crowd.any()
-    assert training_dataset(dataset).samples[0].labels.tolist() == [0, 1]  # difficult objects are trained on
+
+
+def test_difficult_objects_are_not_trained_on(root: Path) -> None:
+    """As in the paper's code and mmdetection; an image that has no others is left out, too."""
+    write(root, "a", SIZE + DOG)
+    result = training_dataset(read(root))
+    assert [(sample.path.stem, sample.labels.tolist()) for sample in result.samples] == [("b", [0])]
+    assert result.dropped == {"objects that are marked difficult": 2, "images without objects to train on": 1}
+    kept = training_dataset(read(root), keep_empty=True)
+    assert [sample.labels.tolist() for sample in kept.samples] == [[], [0]]
+
+
+def test_parts_of_an_object_are_no_objects(root: Path) -> None:
+    """VOC 2007 and 2012 box the heads, hands and feet of some people, inside their <object>."""
+    head = "<part><name>head</name><bndbox><xmin>8</xmin><ymin>3</ymin><xmax>12</xmax><ymax>9</ymax></bndbox></part>"
+    write(root, "b", SIZE + thing("person", (1, 2, 21, 32), "<difficult>0</difficult>" + head))
+    dataset = read(root)
+    assert dataset.classes == ["person"]
+    np.testing.assert_array_equal(dataset.samples[1].boxes, [[1, 2, 21, 32]])
 
 
 def test_reads_a_list_in_its_order(root: Path) -> None:

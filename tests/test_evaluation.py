@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,72 @@ def test_voc_without_detections_is_zero_and_images_without_objects_count() -> No
     assert voc_ap(data, {1: found((A, 0.8, 0)), 2: found((A, 0.9, 0))})["mAP"] == 0.5
 
 
+def devkit_ap(data: Dataset, detections: dict[int, Detections], label: int) -> tuple[float, float]:
+    """(area, 11 points) of one class: the devkit's loops over detections (VOCevaldet.m), its curve (VOCap.m), written
+    out one number at a time, with exact fractions for the recall; boxes continuous."""
+    rows = []
+    for image_id, d in detections.items():
+        own = d.labels == label
+        rows += [
+            (score, image_id, box) for score, box in zip(d.scores[own].tolist(), d.boxes[own].tolist(), strict=True)
+        ]
+    rows.sort(key=lambda row: -row[0])
+    truth = {}
+    for sample in data.samples:
+        own = sample.labels == label
+        truth[sample.image_id] = list(zip(sample.boxes[own].tolist(), sample.difficult[own].tolist(), strict=True))
+    wanted = sum(not difficult for objects in truth.values() for _, difficult in objects)
+    taken, curve, positives, negatives = set(), [], 0, 0
+    for _, image_id, (x1, y1, x2, y2) in rows:
+        largest, best = -1.0, None
+        for k, ((a1, b1, a2, b2), _) in enumerate(truth[image_id]):
+            width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+            if width > 0 and height > 0:
+                overlap = width * height
+                overlap /= (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - overlap
+                if overlap > largest:
+                    largest, best = overlap, k
+        if largest >= 0.5 and truth[image_id][best][1]:
+            continue
+        if largest >= 0.5 and (image_id, best) not in taken:
+            taken.add((image_id, best))
+            positives += 1
+        else:
+            negatives += 1
+        curve.append((Fraction(positives, wanted), positives / (positives + negatives)))
+    eleven = sum(max((p for r, p in curve if r >= Fraction(k, 10)), default=0.0) for k in range(11)) / 11
+    area, before = 0.0, Fraction(0)
+    for recall in sorted({r for r, _ in curve}):
+        area += float(recall - before) * max(p for r, p in curve if r >= recall)
+        before = recall
+    return area, eleven
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_voc_against_the_devkits_loops(seed: int) -> None:
+    """Random scenes with difficult objects, duplicates, false detections, images that have nothing."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for image_id in range(1, 25):
+        count = int(random.integers(0, 6))
+        corners = random.uniform(0, 120, (count, 2))
+        boxes = np.hstack([corners, corners + random.uniform(15, 60, (count, 2))])
+        objects = [(box.tolist(), int(random.integers(3))) for box in boxes]
+        samples.append(image(image_id, objects, difficult=(random.random(count) < 0.3).tolist()))
+    data = dataset(*samples, classes=("cat", "dog", "hen"))
+    detections = imperfect(data, seed)
+    for result in detections.values():  # no ties, whose order the devkit leaves open
+        result.scores.add_(torch.from_numpy(random.random(len(result.scores)) * 1e-3).float())
+    results = [voc_ap(data, detections, eleven_point=eleven) for eleven in (False, True)]
+    expected = np.array([devkit_ap(data, detections, label) for label in range(3)])
+    for result, aps in zip(results, expected.T, strict=True):
+        np.testing.assert_allclose(list(result["per_class"].values()), aps, rtol=0, atol=1e-12)
+        assert result["mAP"] == pytest.approx(aps.mean())
+        assert 0.05 < result["mAP"] < 0.95
+    plain = replace(data, samples=[replace(s, difficult=np.zeros_like(s.difficult)) for s in samples])
+    assert abs(voc_ap(plain, detections)["mAP"] - results[0]["mAP"]) > 0.005  # the flag matters here
+
+
 def test_voc_area_equals_coco_ap50_up_to_its_sampling(shared: Path) -> None:
     """COCO samples the same curve at 101 recalls and matches a detection to any free object."""
     data = read_coco(shared / "data/bccd/val.json", shared / "data/bccd/JPEGImages")
@@ -290,7 +357,13 @@ def test_evaluate_adds_voc_map_for_voc_data(painted: tuple[Dataset, Config]) -> 
     config.data.val.format = "voc"
     metrics = evaluate(Replay([found(([10, 10, 50, 50], 0.9, 0)), found()]), data, config, torch.device("cpu"))
     assert metrics["VOC_mAP"] == metrics["VOC07_mAP"] == pytest.approx(0.5)
-    assert "VOC07_mAP" in metrics_table(metrics)
+    assert metrics["VOC_per_class"] == metrics["VOC07_per_class"] == {"cat": 1, "dog": 0}
+    table = metrics_table(metrics | {"VOC_per_class": {"cat": 0.91, "dog": -1}, "VOC07_per_class": {"cat": 0.83}})
+    assert "VOC07_mAP" in table
+    rows = table[table.index("VOC AP of each class") :].splitlines()
+    assert rows[1].split() == ["cat", "0.910", "dog", "-"]
+    assert rows[2].startswith("VOC07 AP of each class") and rows[3].split() == ["cat", "0.830"]
+    assert "VOC" not in metrics_table({name: value for name, value in metrics.items() if "VOC" not in name})
 
 
 def test_detect_dataset_in_batches_and_errors_name_the_file(painted: tuple[Dataset, Config]) -> None:

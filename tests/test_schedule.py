@@ -61,6 +61,10 @@ def test_rate_scales_with_the_batch_only_when_asked() -> None:
     config.optimizer.scale_lr = True
     assert base_learning_rate(config, 4) == 0.005 and base_learning_rate(config, 32) == 0.04
     assert unscaled_warning(config, 4) == ""
+    config = Config(optimizer=OptimizerConfig(lr=0.001, base_batch_size=1))
+    assert unscaled_warning(config, 1) == "" and "not 1; optimizer.lr=0.001" in unscaled_warning(config, 2)
+    config.optimizer.scale_lr = True
+    assert base_learning_rate(config, 2) == 0.002
 
 
 def test_optimizer_has_the_trained_parameters_and_decays_them_all() -> None:

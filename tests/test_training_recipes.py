@@ -360,6 +360,7 @@ def test_no_loader_of_training_works_on_during_evaluation(
         ("train.ema_decay=1.0", r"train\.ema_decay must be between 0 and 1.*got 1\.0"),
         ("train.loss_scale=512", r"train\.loss_scale .* belongs to train\.precision=float16, got 512\.0 with float32"),
         ("train.accumulation=0", r"train\.accumulation must be at least 1, got 0"),
+        ("optimizer.base_batch_size=0", r"optimizer\.base_batch_size must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range(override: str, message: str, pictures: Path, tmp_path: Path) -> None:

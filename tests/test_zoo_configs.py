@@ -110,6 +110,14 @@ def test_recipe(config: fastrcnn.Config, row: dict) -> None:
         theirs["gamma"],
     )
     assert (config.optimizer.clip_norm, config.train.batch_size) == (row["grad_clip"], row["samples_per_gpu"])
+    assert (config.optimizer.kind, ours.decay, config.train.accumulation) == (
+        row["optimizer"]["type"].lower(),
+        "steps",
+        1,
+    )
+    assert (config.optimizer.base_batch_size, config.optimizer.scale_lr) == (row["base_batch_size"], False)
+    half = ("float32", None) if row["fp16"] is None else ("float16", row["fp16"]["loss_scale"])
+    assert (config.train.precision, config.train.loss_scale) == half
     assert config.load_from == row["load_from"]
 
 

@@ -68,6 +68,30 @@ def write_pictures(folder: Path, without_objects: int = 0) -> None:
     (folder / "boxes.json").write_text(json.dumps(content))
 
 
+def write_formats(root: Path, without_objects: int = 0) -> None:
+    """The pictures in root/images, their objects in images/boxes.json, labels (with data.yaml) and Annotations."""
+    images = root / "images"
+    images.mkdir(parents=True)
+    write_pictures(images, without_objects)
+    content = json.loads((images / "boxes.json").read_text())
+    for folder in ("labels", "Annotations"):
+        (root / folder).mkdir()
+    (root / "data.yaml").write_text("names: [wide, tall]\n")
+    for image in content["images"]:
+        lines, objects = [], []
+        for entry in content["annotations"]:
+            if entry["image_id"] == image["id"]:
+                x, y, w, h = entry["bbox"]
+                values = ((x + w / 2) / image["width"], (y + h / 2) / image["height"], w / image["width"])
+                lines.append(" ".join(map(repr, (entry["category_id"] - 1, *values, h / image["height"]))))
+                box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+                name = ("wide", "tall")[entry["category_id"] - 1]
+                objects.append(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>")
+        if lines:  # no file: no objects
+            (root / "labels" / f"{image['id']}.txt").write_text("\n".join(lines))
+        (root / "Annotations" / f"{image['id']}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+
+
 def tiny_config(data: Path, output: Path, *overrides: str) -> Config:
     """The config of a run over the pictures that write_pictures wrote into `data`."""
     output.mkdir(parents=True, exist_ok=True)

@@ -43,9 +43,10 @@ class Batch:
 def training_dataset(dataset: Dataset, keep_empty: bool = False) -> Dataset:
     """The dataset that is trained on, by mmdetection's rules, each counted in `dropped`.
 
-    Objects: crowds are left out (what they cover is ordinary background), and boxes narrower or lower than one pixel,
-    of zero area, or outside the image; other boxes keep what reaches beyond it (train_item clips). Images: those with a
-    side below 32 pixels are left out, then those without an object, unless keep_empty (config.data.train.keep_empty).
+    Objects: crowds and VOC's difficult objects are left out (what they cover is ordinary background), and boxes
+    narrower or lower than one pixel, of zero area, or outside the image; other boxes keep what reaches beyond it
+    (train_item clips). Images: those with a side below 32 pixels are left out, then those without an object, unless
+    keep_empty (config.data.train.keep_empty).
     Raises ValueError if no image, or no object, is left.
     """
     result = replace(dataset, samples=[], dropped=dict(dataset.dropped), mismatched=set())
@@ -58,10 +59,12 @@ def training_dataset(dataset: Dataset, keep_empty: bool = False) -> Dataset:
         inside_height = np.minimum(y2, sample.height) - np.maximum(y1, 0)
         outside = (inside_width <= 0) | (inside_height <= 0)
         degenerate = (sample.areas <= 0) | (x2 - x1 < 1) | (y2 - y1 < 1)
+        flagged = sample.crowd | sample.difficult
         result.drop("objects that are crowds", int(sample.crowd.sum()))
-        result.drop("objects below one pixel or without area", int((degenerate & ~sample.crowd).sum()))
-        result.drop("objects outside the image", int((outside & ~degenerate & ~sample.crowd).sum()))
-        kept = ~(sample.crowd | outside | degenerate)
+        result.drop("objects that are marked difficult", int((sample.difficult & ~sample.crowd).sum()))
+        result.drop("objects below one pixel or without area", int((degenerate & ~flagged).sum()))
+        result.drop("objects outside the image", int((outside & ~degenerate & ~flagged).sum()))
+        kept = ~(flagged | outside | degenerate)
         if not kept.any() and not keep_empty:
             result.drop("images without objects to train on")
             continue

@@ -1,6 +1,8 @@
 """The dataset that a config names, and a summary of it in words."""
 
+import os.path
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,10 +22,11 @@ def read_dataset(
     """Reads the annotations of config.data.train or config.data.val, and looks that every image file is there.
 
     Args:
-        section: format, annotations and images, as in read_coco, read_voc and read_yolo.
+        section: format, annotations and images, as in read_coco, read_voc and read_yolo; of config.data.train also
+            `more` of them. Their images follow those of the first; all have the classes of the first.
         classes, rename: as in select_classes: config.data.classes and config.data.rename.
     Raises:
-        ValueError: an unknown format, and what the readers raise.
+        ValueError: an unknown format, an image that is in two of the sources, and what the readers raise.
         FileNotFoundError: images are missing.
     """
     dataset = read_annotations(section, classes, rename)
@@ -48,7 +51,27 @@ def read_annotations(
     """As read_dataset, but images may be missing or broken: for `fastrcnn data`, which reports every one of them."""
     if section.format not in READERS:
         raise ValueError(f"The format of a dataset must be one of {', '.join(READERS)}, got {section.format!r}")
-    return READERS[section.format](section.annotations, section.images, classes, rename)
+    read = READERS[section.format]
+    dataset = read(section.annotations, section.images, classes, rename)
+    for source in section.more if isinstance(section, TrainDataConfig) else ():
+        dataset = _join(dataset, read(source.annotations, source.images, dataset.classes, rename))
+    return dataset
+
+
+def _join(first: Dataset, second: Dataset) -> Dataset:
+    """The images of the first, then those of the second, whose ids are moved behind the first's: each set counts its
+    own. Both have the same classes."""
+    places = {os.path.abspath(sample.path) for sample in first.samples}
+    shift = 1 + max(s.image_id for s in first.samples) - min(s.image_id for s in second.samples)
+    result = replace(first, name=f"{first.name} + {second.name}", samples=list(first.samples))
+    for sample in second.samples:
+        if os.path.abspath(sample.path) in places:
+            raise ValueError(f"The image {sample.path} is in {first.name} and again in {second.name}")
+        result.samples.append(replace(sample, image_id=sample.image_id + shift))
+    result.dropped, result.inverted = dict(first.dropped), first.inverted + second.inverted
+    for rule, count in second.dropped.items():
+        result.drop(rule, count)
+    return result
 
 
 def summary(dataset: Dataset) -> str:

@@ -19,7 +19,7 @@ class Sample:
     labels: np.ndarray  # int64 [G], index into Dataset.classes
     areas: np.ndarray  # float64 [G], pixels; of the object's mask where the annotations have it, else of the box
     crowd: np.ndarray  # bool [G]: a group of objects (COCO's iscrowd), no training target
-    difficult: np.ndarray  # bool [G]: VOC's flag, an ordinary training target that VOC AP ignores
+    difficult: np.ndarray  # bool [G]: VOC's flag: no training target, and VOC AP ignores it
 
     def keep(self, kept: np.ndarray) -> "Sample":
         """The same image with the objects of the mask kept, bool [G]."""
@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass
 class Dataset:
-    """The images of one annotation file (or folder), in its order."""
+    """The images of one annotation file (or folder), in its order; or of several, one after the other."""
 
     name: str  # where it was read from
     classes: list[str]  # in label order

@@ -74,8 +74,9 @@ def evaluate(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.
 
     Returns:
         The twelve COCO metrics (fastrcnn.evaluation.coco.METRICS) and "per_class" {class name: AP}; for a dataset in
-        VOC format also "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU 0.5; all 0 .. 1, or -1 where the
-        dataset has no such object. "images_per_second": over reading the files, detecting and rescaling, not measuring.
+        VOC format also "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU 0.5, with "VOC_per_class" and
+        "VOC07_per_class"; all 0 .. 1, or -1 where the dataset has no such object. "images_per_second": over reading the
+        files, detecting and rescaling, not measuring.
     """
     start = time.perf_counter()
     detections = detect_dataset(model, dataset, config, device)
@@ -87,21 +88,24 @@ def _measure(dataset: Dataset, detections: dict[int, Detections], config: Config
     coco = evaluate_coco(dataset, detections)
     metrics: dict = {**coco.metrics, "per_class": coco.per_class}
     if config.data.val.format == "voc":
-        metrics["VOC_mAP"] = voc_ap(dataset, detections)["mAP"]
-        metrics["VOC07_mAP"] = voc_ap(dataset, detections, eleven_point=True)["mAP"]
+        for name, eleven_point in (("VOC", False), ("VOC07", True)):
+            result = voc_ap(dataset, detections, eleven_point=eleven_point)
+            metrics |= {f"{name}_mAP": result["mAP"], f"{name}_per_class": result["per_class"]}
     return metrics
 
 
 def metrics_table(metrics: dict) -> str:
-    """What evaluate() returned as text: the metrics, then the AP of each class."""
+    """What evaluate() returned as text: the metrics, then the APs of each class."""
     names = [name for name in (*METRICS, "VOC_mAP", "VOC07_mAP") if name in metrics]
     lines = ["".join(f"{name:>10}" for name in row) + "\n" + "".join(_cell(metrics[name], 10) for name in row)
              for row in (names[:6], names[6:12], names[12:]) if row]  # fmt: skip
     width = max((len(name) for name in metrics["per_class"]), default=0) + 2
     columns = max(1, 110 // (width + 8))
-    classes = [f"{name:>{width}}{_cell(ap, 8)}" for name, ap in metrics["per_class"].items()]
-    lines.append("AP of each class (-: no object of it in the dataset)")
-    lines += ["".join(classes[i : i + columns]) for i in range(0, len(classes), columns)]
+    for kind, key in (("AP", "per_class"), ("VOC AP", "VOC_per_class"), ("VOC07 AP", "VOC07_per_class")):
+        if key in metrics:
+            classes = [f"{name:>{width}}{_cell(ap, 8)}" for name, ap in metrics[key].items()]
+            lines.append(f"{kind} of each class (-: no object of it in the dataset)")
+            lines += ["".join(classes[i : i + columns]) for i in range(0, len(classes), columns)]
     lines.append(f"{metrics['images_per_second']:.2f} images/s, reading included")
     return "\n".join(lines)
 

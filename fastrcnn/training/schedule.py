@@ -7,8 +7,6 @@ from torch import nn, optim
 
 from fastrcnn.config import Config, OptimizerConfig, ScheduleConfig
 
-REFERENCE_BATCH = 16  # images a step that optimizer.lr is for: the zoo's 8 GPUs x 2
-
 
 def base_learning_rate(config: Config, images_per_step: int) -> float:
     """optimizer.lr, scaled by the linear rule if optimizer.scale_lr asks for it.
@@ -16,19 +14,19 @@ def base_learning_rate(config: Config, images_per_step: int) -> float:
     The rule: k times as many images in a step, k times the learning rate (Goyal et al. 2017,
     https://arxiv.org/abs/1706.02677, section 2.1).
     """
-    factor = images_per_step / REFERENCE_BATCH if config.optimizer.scale_lr else 1.0
+    factor = images_per_step / config.optimizer.base_batch_size if config.optimizer.scale_lr else 1.0
     return config.optimizer.lr * factor
 
 
 def unscaled_warning(config: Config, images_per_step: int) -> str:
-    """A line for the user if a step has not 16 images and the learning rate is not scaled for it; else empty."""
-    if config.optimizer.scale_lr or images_per_step == REFERENCE_BATCH:
+    """A line for the user if a step has not base_batch_size images and lr is not scaled for it; else empty."""
+    lr, base = config.optimizer.lr, config.optimizer.base_batch_size
+    if config.optimizer.scale_lr or images_per_step == base:
         return ""
-    lr = config.optimizer.lr
     return (
-        f"\nWarning: a step has {images_per_step} images, not {REFERENCE_BATCH}; optimizer.lr={lr:g} is used as it is. "
-        f"The linear scaling rule would take {lr:g} x {images_per_step} / {REFERENCE_BATCH} = "
-        f"{lr * images_per_step / REFERENCE_BATCH:g}: optimizer.scale_lr=true applies it"
+        f"\nWarning: a step has {images_per_step} images, not {base}; optimizer.lr={lr:g} is used as it is. "
+        f"The linear scaling rule would take {lr:g} x {images_per_step} / {base} = "
+        f"{lr * images_per_step / base:g}: optimizer.scale_lr=true applies it"
     )
 
 

@@ -188,6 +188,7 @@ def check_settings(config: Config, resume: bool) -> None:
     """Raises ValueError for a setting out of its range, by its name."""
     counts = {
         "schedule.epochs": config.schedule.epochs,
+        "optimizer.base_batch_size": config.optimizer.base_batch_size,
         "train.batch_size": config.train.batch_size,
         "train.accumulation": config.train.accumulation,
         "train.log_every": config.train.log_every,
