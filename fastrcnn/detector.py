@@ -59,6 +59,19 @@ class Detector:
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
+    def capture(self) -> "Detector":
+        """A new Detector with the same results that runs the model as CUDA graphs, one per padded shape of an image.
+
+        A graph starts its hundreds of kernels at once instead of one by one, which is most of the time of a small model
+        on a fast GPU. The first picture of a shape takes longer: it captures the graph.
+
+        Raises:
+            ValueError: the detector is not on a CUDA device.
+        """
+        from fastrcnn.capture import CapturedDetector  # which is a Detector
+
+        return CapturedDetector(self.model, self.config, self.classes)
+
     @overload
     def detect(self, images: Image, score_threshold: float = ...) -> Detections: ...
     @overload
@@ -88,17 +101,35 @@ class Detector:
         """
         if not 0 <= score_threshold <= 1:  # NaN compares false
             raise ValueError(f"score_threshold must be between 0 and 1, got {score_threshold}")
-        model = self._with_threshold(score_threshold)
         if isinstance(images, (str, Path, np.ndarray)):
-            return self._detect_one(model, images)
+            return self._detect_one(images, score_threshold)
         if isinstance(images, (list, tuple)):
-            return [self._detect_one(model, image) for image in images]
+            return [self._detect_one(image, score_threshold) for image in images]
         if isinstance(images, Iterable) and not isinstance(images, (torch.Tensor, Mapping, bytes)):
-            return (self._detect_one(model, image) for image in images)
+            return (self._detect_one(image, score_threshold) for image in images)
         raise TypeError(
             "detect takes the path of an image, a uint8 BGR array [h, w, 3], or a list or iterator of these, "
             f"got {type(images).__name__}"
         )
+
+    def detect_prepared(
+        self,
+        batch: torch.Tensor,
+        size: tuple[int, int],
+        factors: tuple[float, float],
+        score_threshold: float = 0.05,
+    ) -> Detections:
+        """As detect, for one picture that is resized, normalised, padded and on the device already (data.prepare).
+
+        Args:
+            batch: [1, 3, H, W] of the detector's type. size: (height, width) before padding. factors: (width factor,
+                height factor), resized / original; (1, 1) gives boxes in pixels of the batch.
+        """
+        with torch.inference_mode():
+            found = self._infer(self._with_threshold(score_threshold), batch, size, factors)
+        # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
+        boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
+        return Detections(boxes, scores, labels, [self.classes[label] for label in labels.tolist()])
 
     def _with_threshold(self, score_threshold: float) -> FasterRCNN:
         """The model, with the same weights, at another threshold: a view, so that threads do not disturb each other."""
@@ -106,14 +137,17 @@ class Detector:
         view.score_threshold = score_threshold
         return view
 
-    def _detect_one(self, model: FasterRCNN, image: Image) -> Detections:
+    def _detect_one(self, image: Image, score_threshold: float) -> Detections:
         resized, factors = resize(read_image(image), self.config.data.test.scale)
-        with torch.inference_mode():
-            batch = prepare(resized, self.config.data.image, self.device, self.dtype)
-            found = model(batch, [resized.shape[:2]], [factors])[0]
-        # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
-        boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
-        return Detections(boxes, scores, labels, [self.classes[label] for label in labels.tolist()])
+        batch = prepare(resized, self.config.data.image, self.device, self.dtype)
+        height, width = resized.shape[:2]
+        return self.detect_prepared(batch, (height, width), factors, score_threshold)
+
+    def _infer(
+        self, model: FasterRCNN, batch: torch.Tensor, size: tuple[int, int], factors: tuple[float, float]
+    ) -> Detections:
+        """The model on a batch of one image; CapturedDetector replays a graph instead."""
+        return model(batch, [size], [factors])[0]
 
 
 def load(

@@ -76,16 +76,18 @@ def test_every_case_is_named_once_and_has_inputs_of_the_size_it_says(script):
 
 
 def test_a_stage_is_timed_without_the_stages_inside_it(script, monkeypatch: pytest.MonkeyPatch):
-    import stages
+    from fastrcnn import stages
 
     clock = count()
     monkeypatch.setattr(stages.time, "perf_counter", lambda: float(next(clock)))  # each reading is a second later
-    watch = stages.Stopwatch(CPU)
     inner, outer = SimpleNamespace(call=lambda: None), SimpleNamespace(call=lambda: inner.call())
-    watch.watch(inner, "call", "inner")
-    watch.watch(outer, "call", "outer")
-    # Readings: rest 0, outer 1, inner 2 to 3, outer to 4, rest to 5.
-    assert watch.medians(lambda: outer.call(), 1) == {"inner": 1e3, "outer": 2e3, "the rest": 2e3, "all": 5e3}
+    before = inner.call
+    with stages.Stopwatch(CPU) as watch:
+        watch.watch(inner, "call", "inner")
+        watch.watch(outer, "call", "outer")
+        # Readings: rest 0, outer 1, inner 2 to 3, outer to 4, rest to 5.
+        assert watch.medians(lambda: outer.call(), 1) == {"inner": 1e3, "outer": 2e3, "the rest": 2e3, "all": 5e3}
+    assert inner.call is before
 
 
 def test_winograd_is_measured_next_to_torch(script):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastrcnn import ops
 from fastrcnn.config import RpnConfig
 from fastrcnn.models.box_loss import box_loss, check_box_loss
+from fastrcnn.models.convolution import Conv3x3
 from fastrcnn.models.inputs import Target
 from fastrcnn.models.sampler import sample
 
@@ -34,7 +35,7 @@ class RPNHead(nn.Module):
         check_box_loss(config.box_loss, "rpn")
         self.assigner, self.sampler, self.box_loss = config.assigner, config.sampler, config.box_loss
         num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
-        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=1)
+        self.conv = Conv3x3(in_channels, config.channels)
         self.objectness = nn.Conv2d(config.channels, num_anchors, 1)
         self.deltas = nn.Conv2d(config.channels, 4 * num_anchors, 1)
         for parameter in self.parameters():
