@@ -28,6 +28,7 @@ from fastrcnn.models.checkpoint import load_checkpoint
 from fastrcnn.models.checkpoint_files import published_checkpoint
 from fastrcnn.models.detections import Detections
 from fastrcnn.models.faster_rcnn import FasterRCNN
+from fastrcnn.models.optimized import OptimizedFasterRCNN
 
 Image = str | Path | np.ndarray
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -71,6 +72,26 @@ class Detector:
         from fastrcnn.capture import CapturedDetector  # which is a Detector
 
         return CapturedDetector(self.model, self.config, self.classes)
+
+    def optimized(self, dtype: torch.dtype | None = None) -> "Detector":
+        """A new detector for inference: the same results, sooner, in less memory.
+
+        Batch norm is folded into the convolutions, which do ReLU and residual addition as well; on the CPU 3x3
+        convolutions run by Winograd's method, whose weights take four times the memory. This detector is not changed;
+        delete it if it is not needed any more, the new one has weights of its own. Results differ by rounding: in
+        float32 by less than 0.05 pixels and 0.001 in score. The new detector stays on its device.
+
+        Args:
+            dtype: of weights and features; None: this detector's. From a float32 detector bfloat16 is more exact than
+                from one that was loaded in bfloat16.
+        Raises:
+            ValueError: a dtype that is none of float32, float16 and bfloat16; a detector that is optimized already.
+        """
+        if isinstance(self.model, OptimizedFasterRCNN):
+            raise ValueError("This detector is optimized already: optimize the one that it was made from")
+        dtype = self.dtype if dtype is None else dtype
+        _check_dtype(dtype)
+        return Detector(OptimizedFasterRCNN(self.model, dtype), self.config, self.classes)
 
     @overload
     def detect(self, images: Image, score_threshold: float = ...) -> Detections: ...
@@ -181,8 +202,8 @@ def load(
     where = choose_device(device)
     if checkpoint is True:
         raise TypeError("checkpoint must be a path, a dict, None or False, got True")
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    if dtype is not None:
+        _check_dtype(dtype)
     model = build_model(config.model)
     checkpoint_classes = None
     if checkpoint is not False:
@@ -198,3 +219,8 @@ def load(
     classes = class_names(config.model.box_head.num_classes, checkpoint_classes, config.data.classes)
     model = model.to(where, dtype or torch.float32).to(memory_format=torch.channels_last)
     return Detector(model, config, classes)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")

@@ -129,7 +129,7 @@ Tensor conv3x3_cpu(Tensor x, Tensor weights, std::optional<Tensor> bias, int64_t
   const int64_t bytes = static_cast<int64_t>(divide_scratch(p, division.most_tiles(), nullptr, scratch));
   const int64_t threads = std::min<int64_t>(division.tasks(), torch::stable::get_num_threads());
   Tensor memory = new_tensor(x, {threads * bytes}, ScalarType::Byte);
-  prefer_huge_pages(memory);
+  map_huge_pages(memory);
   char* const base = static_cast<char*>(memory.data_ptr());
   for_each_task_with_worker(division.tasks(), [&](int64_t worker, int64_t i) {
     Conv3x3Scratch own;
