@@ -26,7 +26,7 @@ def main() -> None:
     sides = (OURS, THEIRS)
     memory = {side: peak_memory(side, work, arguments.threads) for side in sides}
     steps = [build_step(side, work) for side in sides]
-    seconds = time_alternately(steps, arguments.repeats, device)
+    seconds = time_alternately(steps, arguments.repeats, device, warm_up=1)
 
     print(
         f"{work.config}{''.join(f', {setting}' for setting in work.overrides)}: {work.batch} pictures of "

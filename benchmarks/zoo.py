@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of the names of the rows to measure")
     parser.add_argument("--quick", action="store_true", help="pictures of %d x %d, few repeats" % QUICK)
     parser.add_argument("--json", type=Path, metavar="FILE", help="results; rows that are in it are not measured again")
+    parser.add_argument("--seconds", type=float, help="begin no row after so many (default: measure them all)")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: %(default)s)")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # what this program asks of its own processes
     arguments = parser.parse_args()
@@ -51,10 +52,12 @@ def main() -> None:
         print(json.dumps(measure_row(arguments.row, size, repeats, arguments.device, arguments.threads)))
         return
     results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    end = time.monotonic() + (arguments.seconds or float("inf"))
     for name in rows():
-        if arguments.only in name and name not in results:
+        if arguments.only in name and name not in results and time.monotonic() < end:
             results[name] = measure_in_process(name, sys.argv[1:])
-            print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():
+                print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
             if arguments.json:
                 with atomic_write(arguments.json) as temporary:
                     temporary.write_text(json.dumps(results, indent=1) + "\n")

@@ -91,10 +91,10 @@ def benchmark(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     config = load_config(config_name)
     pixels = picture(image)
-    subjects = [_subject(OURS, config, pixels, device)]
+    subjects = [make_subject(OURS, config, pixels, device)]
     where = subjects[0].device
     if find_spec("torchvision") is not None:
-        subjects.append(_subject(THEIRS, config, pixels, str(where)))
+        subjects.append(make_subject(THEIRS, config, pixels, str(where)))
     seconds = time_alternately([partial(subject.detect, pixels) for subject in subjects], repeats, where)
     lines = [
         _heading(config_name, config, pixels, where, repeats),
@@ -114,10 +114,12 @@ def benchmark(
     return "\n".join(lines)
 
 
-def time_alternately(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
-    """The seconds of every timed call, per function: A B A B ..., after a warm-up."""
+def time_alternately(
+    runs: Sequence[Callable[[], object]], repeats: int, device: torch.device, warm_up: int = _WARM_UP
+) -> list[list[float]]:
+    """The seconds of every timed call, per function: A B A B ..., after a warm-up of so many calls of each."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for repetition in range(-_WARM_UP, repeats):
+    for repetition in range(-warm_up, repeats):
         for times, run in zip(seconds, runs, strict=True):
             _wait(device)
             start = time.perf_counter()
@@ -172,7 +174,7 @@ def run_for_memory(name: str, config: str, device: str, image: str, checkpoint: 
     """What the measuring process does: a few detections in one picture."""
     torch.set_num_threads(int(threads))
     pixels = picture(image or None)
-    subject = load(config, checkpoint, device) if checkpoint else _subject(name, load_config(config), pixels, device)
+    subject = load(config, checkpoint, device) if checkpoint else make_subject(name, load_config(config), pixels, device)
     for _ in range(_MEMORY_RUNS):
         subject.detect(pixels)
 
@@ -231,7 +233,7 @@ class _Ours:
         return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
 
 
-def _subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:
+def make_subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:
     if name == OURS:
         return _Ours(config, pixels, device)
     from fastrcnn.peer import Peer  # torchvision: needed here and nowhere else in the package

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastrcnn import ops
 
-_LEAST_CELLS = 1024  # N * h * w: below, transforming the weights costs more than it saves
+_LEAST_CELLS = 4000  # N * h * w: below, transforming the weights costs more than it saves
 _LEAST_CHANNELS = 32
 
 
