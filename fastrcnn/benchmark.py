@@ -174,7 +174,9 @@ def run_for_memory(name: str, config: str, device: str, image: str, checkpoint: 
     """What the measuring process does: a few detections in one picture."""
     torch.set_num_threads(int(threads))
     pixels = picture(image or None)
-    subject = load(config, checkpoint, device) if checkpoint else make_subject(name, load_config(config), pixels, device)
+    subject = (
+        load(config, checkpoint, device) if checkpoint else make_subject(name, load_config(config), pixels, device)
+    )
     for _ in range(_MEMORY_RUNS):
         subject.detect(pixels)
 

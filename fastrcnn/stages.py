@@ -1,7 +1,7 @@
 """Where a detector's time goes: named stages of detection and of a training step, each without the stages it calls.
 
-    times = detection_stages("faster_rcnn_r50_fpn_1x_coco")      # {"data": ms, "backbone": ms, ...}
-    print(stage_table("detection", times))
+times = detection_stages("faster_rcnn_r50_fpn_1x_coco")      # {"data": ms, "backbone": ms, ...}
+print(stage_table("detection", times))
 """
 
 import time

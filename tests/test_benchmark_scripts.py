@@ -142,17 +142,20 @@ def test_training_measures_both_sides(tiny_config: Path):
 def test_both_sides_train_the_same_layers_and_stay_finite(script, tiny_config: Path):
     from training_step import Work, _ours, _theirs, build_step
 
-    overrides = ["model.backbone.norm=frozen"]
-    trained = []
-    for build in (_ours, _theirs):
-        from fastrcnn.config import load_config
+    from fastrcnn.config import load_config
 
-        target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        _, model, optimizer = build(load_config(tiny_config, overrides), torch.rand(1, 3, 96, 128), [target], CPU)
-        trained.append(sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
-        assert len(optimizer.param_groups[0]["params"]) == sum(p.requires_grad for p in model.parameters())
-    fpn = sum(p.numel() for p in _ours(load_config(tiny_config, overrides), torch.rand(1, 3, 96, 128), [], CPU)[1].fpn.parameters())
-    assert trained[0] + fpn == trained[1]  # torchvision's FPN is a part of its backbone
+    overrides = ["model.backbone.norm=frozen"]
+    (_, ours, our_optimizer), (_, theirs, their_optimizer) = (
+        build(load_config(tiny_config, overrides), torch.rand(1, 3, 96, 128), [], CPU) for build in (_ours, _theirs)
+    )
+
+    def trained(module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    # torchvision's FPN is a part of its backbone
+    assert trained(ours.backbone) + trained(ours.fpn) == trained(theirs.backbone)
+    for model, optimizer in ((ours, our_optimizer), (theirs, their_optimizer)):
+        assert trained(model) == sum(p.numel() for p in optimizer.param_groups[0]["params"])
     for side in ("fastrcnn", "torchvision"):
         step = build_step(side, Work(str(tiny_config), overrides, 1, (128, 96), 3))
         assert all(torch.tensor(list(step().values())).isfinite().all() for _ in range(3))

@@ -46,7 +46,9 @@ def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, monkeypat
 
 
 @pytest.mark.parametrize(
-    "case", ["no gradient", "few cells", "few channels", "bfloat16", "autocast"], ids=lambda case: case.replace(" ", "_")
+    "case",
+    ["no gradient", "few cells", "few channels", "bfloat16", "autocast"],
+    ids=lambda case: case.replace(" ", "_"),
 )
 def test_where_it_does_not_pay_or_fit_it_is_conv2d(case, monkeypatch):
     monkeypatch.setattr(convolution.ops, "conv3x3", lambda *_: pytest.fail("Winograd's method was used"))
@@ -85,7 +87,9 @@ def test_a_folded_batch_norm_learns_what_the_layers_one_by_one_learn(kind):
     assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     out_grad = randn(*expected.shape, seed=3)
     for a, e in zip(
-        torch.autograd.grad(actual, parameters, out_grad), torch.autograd.grad(expected, parameters, out_grad), strict=True
+        torch.autograd.grad(actual, parameters, out_grad),
+        torch.autograd.grad(expected, parameters, out_grad),
+        strict=True,
     ):
         assert_close(a, e, rtol=1e-4, atol=1e-4 * float(e.abs().max()))
 

@@ -190,9 +190,7 @@ def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
     c = convolution
     if (c.kernel_size, c.stride, c.padding, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1):
         return conv3x3(x, weight, bias)
-    return F.conv2d(
-        x, weight, bias, c.stride, c.padding, c.dilation, c.groups
-    )
+    return F.conv2d(x, weight, bias, c.stride, c.padding, c.dilation, c.groups)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
