@@ -28,16 +28,21 @@ class Conv3x3(nn.Conv2d):
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.conv2d(x, weight, bias, padding=1), equal up to rounding (ops.conv3x3 says how much)."""
-    if _pays(x, weight):
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and _pays(x, weight):
         return _Conv3x3.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def convolve3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The forward pass of a training step, without gradients."""
+    if _pays(x, weight):
+        return ops.conv3x3(x, ops.winograd_weights(weight), bias, weight.shape[0])
     return F.conv2d(x, weight, bias, padding=1)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
     return (
-        torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and min(weight.shape[:2]) >= _LEAST_CHANNELS
@@ -49,7 +54,7 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return ops.conv3x3(x, ops.winograd_weights(weight), bias, weight.shape[0])
+        return convolve3x3(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -14,6 +14,7 @@ from fastrcnn.config import RpnConfig
 from fastrcnn.models.box_loss import box_loss, check_box_loss
 from fastrcnn.models.convolution import Conv3x3
 from fastrcnn.models.inputs import Target
+from fastrcnn.models.rpn_level import RPNLevel
 from fastrcnn.models.sampler import sample
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the box coding
@@ -43,6 +44,10 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels [N, in_channels, h, w] -> per level logits of objectness [N, A, h, w] and deltas [N, 4A, h, w]."""
+        layers = [tensor for layer in (self.conv, self.objectness, self.deltas) for tensor in layer.parameters()]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layers, *features)):
+            outputs = [RPNLevel.apply(feature, *layers) for feature in features]
+            return [objectness for objectness, _ in outputs], [deltas for _, deltas in outputs]
         hidden = [F.relu(self.conv(feature), inplace=True) for feature in features]
         return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
 
