@@ -70,9 +70,7 @@ class CapturedDetector(Detector):
 class _Graph:
     """The recorded kernels of model.detect_padded for inputs of one shape."""
 
-    def __init__(
-        self, model: FasterRCNN, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream, pool: tuple[int, int]
-    ) -> None:
+    def __init__(self, model: FasterRCNN, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream, pool: Any) -> None:
         self._inputs = inputs
         for _ in range(_WARM_UP):
             model.detect_padded(*inputs)

@@ -7,6 +7,8 @@ ResNeXt, "Aggregated Residual Transformations for Deep Neural Networks" (Xie et 
 convolutions are grouped. DC5 is the ResNet of "R-FCN" (Dai et al., 2016) whose last stage is dilated, not strided.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +37,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_normalised(self.conv1, self.bn1, x), inplace=True)
         y = _normalised(self.conv2, self.bn2, y)
-        y += x if self.downsample is None else _normalised(*self.downsample, x)
+        y += _residual(self.downsample, x)
         return F.relu(y, inplace=True)
 
 
@@ -69,7 +71,7 @@ class Bottleneck(nn.Module):
         y = F.relu(_normalised(self.conv1, self.bn1, x), inplace=True)
         y = F.relu(_normalised(self.conv2, self.bn2, y), inplace=True)
         y = _normalised(self.conv3, self.bn3, y)
-        y += x if self.downsample is None else _normalised(*self.downsample, x)
+        y += _residual(self.downsample, x)
         return F.relu(y, inplace=True)
 
 
@@ -191,6 +193,14 @@ def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
     if (c.kernel_size, c.stride, c.padding, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1):
         return conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, c.stride, c.padding, c.dilation, c.groups)
+
+
+def _residual(shortcut: Any, x: Tensor) -> Tensor:
+    """What the residual connection adds: x, or its projection (convolution, norm)."""
+    if shortcut is None:
+        return x
+    convolution, norm = shortcut
+    return _normalised(convolution, norm, x)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

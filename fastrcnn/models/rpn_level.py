@@ -18,7 +18,7 @@ _CHUNK = 4096  # cells at once: bounds the memory if a loss reaches every cell
 
 
 class RPNLevel(torch.autograd.Function):
-    """(feature [N, C, h, w], weight and bias of the 3x3, objectness' and deltas' convolutions) -> (objectness, deltas)"""
+    """feature [N, C, h, w]; weight and bias of the 3x3, objectness and deltas convolutions -> objectness, deltas."""
 
     @staticmethod
     def forward(ctx: Any, feature: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
