@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one command: build, tests of the CUDA kernels, the same under compute-sanitizer,
-# and the tables of ops, stages and detection beside torchvision's. Installs nothing; about five minutes on an H100.
+# and the tables of ops, stages, detection and training beside torchvision's. Installs nothing; about seven minutes on
+# an H100. Then the zoo, fps and memory of every row beside the published V100 figures: a quarter of an hour; no row
+# begins after ZOO_SECONDS (default: 1500), and the next run with the same OUT goes on with the rows that are missing.
 #
 #     bash benchmarks/gpu.sh [OUT]      logs and results.md go to the folder OUT (default: build/gpu)
 set -uo pipefail
@@ -33,6 +35,8 @@ step tests 240 python3 -m pytest $parallel -k "cuda and not emulat" $tests || fa
 step ops 200 python3 benchmarks/ops.py --device cuda --json "$out/ops.json" || failed+=(ops)
 step stages 60 python3 benchmarks/stages.py $config || failed+=(stages)
 step detection 90 python3 benchmarks/inference.py $config || failed+=(detection)
+step training 120 python3 benchmarks/training.py $config --repeats 10 || failed+=(training)
+step serving 90 python3 benchmarks/serving.py $config --number 64 --workers 0 2 4 8 || failed+=(serving)
 if command -v compute-sanitizer > /dev/null; then  # both at once: they wait for the host most of the time
   declare -A running
   for tool in memcheck racecheck; do
@@ -42,6 +46,8 @@ if command -v compute-sanitizer > /dev/null; then  # both at once: they wait for
   done
   for tool in "${!running[@]}"; do wait "${running[$tool]}" || failed+=("$tool"); done
 fi
+zoo_seconds=${ZOO_SECONDS:-1500}
+step zoo $((zoo_seconds + 120)) python3 benchmarks/zoo.py --json "$out/zoo.json" --seconds "$zoo_seconds" || failed+=(zoo)
 
 {
   echo "# $(python3 -c 'import torch; print(torch.cuda.get_device_name())'), $(date -u +%Y-%m-%d)"
@@ -50,7 +56,7 @@ fi
   for name in tests memcheck racecheck; do
     [ -f "$out/$name.log" ] && echo "- $name: $(grep -E "passed|failed|ERROR SUMMARY|RACECHECK SUMMARY" "$out/$name.log" | tail -2 | tr '\n' ' ')"
   done
-  for name in ops stages detection; do printf '\n## %s\n\n' "$name" && cat "$out/$name.log"; done
+  for name in ops stages detection training serving zoo; do printf '\n## %s\n\n' "$name" && cat "$out/$name.log"; done
 } > "$out/results.md"
 echo "results: $out/results.md; failed: ${failed[*]:-none}"
 [ ${#failed[@]} = 0 ]

@@ -29,7 +29,7 @@ from fastrcnn import __version__
 from fastrcnn.config import Config, load_config
 from fastrcnn.data.image import prepare, read_image, resize
 from fastrcnn.data.scenes import draw_scene
-from fastrcnn.detector import load
+from fastrcnn.detector import Detector, load
 from fastrcnn.info import cpu_name
 from fastrcnn.training.log import read_log
 
@@ -90,11 +90,11 @@ def benchmark(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     config = load_config(config_name)
-    pixels = _picture(image)
-    subjects = [_subject(OURS, config, pixels, device)]
+    pixels = picture(image)
+    subjects = [make_subject(OURS, config, pixels, device)]
     where = subjects[0].device
     if find_spec("torchvision") is not None:
-        subjects.append(_subject(THEIRS, config, pixels, str(where)))
+        subjects.append(make_subject(THEIRS, config, pixels, str(where)))
     seconds = time_alternately([partial(subject.detect, pixels) for subject in subjects], repeats, where)
     lines = [
         _heading(config_name, config, pixels, where, repeats),
@@ -114,10 +114,12 @@ def benchmark(
     return "\n".join(lines)
 
 
-def time_alternately(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
-    """The seconds of every timed call, per function: A B A B ..., after a warm-up."""
+def time_alternately(
+    runs: Sequence[Callable[[], object]], repeats: int, device: torch.device, warm_up: int = _WARM_UP
+) -> list[list[float]]:
+    """The seconds of every timed call, per function: A B A B ..., after a warm-up of so many calls of each."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for repetition in range(-_WARM_UP, repeats):
+    for repetition in range(-warm_up, repeats):
         for times, run in zip(seconds, runs, strict=True):
             _wait(device)
             start = time.perf_counter()
@@ -171,8 +173,10 @@ def machine_name(device: torch.device) -> str:
 def run_for_memory(name: str, config: str, device: str, image: str, checkpoint: str, threads: str) -> None:
     """What the measuring process does: a few detections in one picture."""
     torch.set_num_threads(int(threads))
-    pixels = _picture(image or None)
-    subject = load(config, checkpoint, device) if checkpoint else _subject(name, load_config(config), pixels, device)
+    pixels = picture(image or None)
+    subject = (
+        load(config, checkpoint, device) if checkpoint else make_subject(name, load_config(config), pixels, device)
+    )
     for _ in range(_MEMORY_RUNS):
         subject.detect(pixels)
 
@@ -200,20 +204,25 @@ def spread_outputs(heads: Sequence[Head], run: Callable[[], object], background:
                 bias[head.background] += background
 
 
+def realistic_detector(config: Config, pixels: np.ndarray, device: str | None = None) -> Detector:
+    """A detector with random weights that proposes and finds about as much in `pixels` as a trained one does."""
+    torch.manual_seed(0)
+    detector = load(config, checkpoint=False, device=device)
+    rpn, head = detector.model.rpn_head, detector.model.box_head
+    spread_outputs([Head(rpn.objectness, 1.0), Head(rpn.deltas, 0.1)], lambda: detector.detect(pixels))
+    classes = Head(head.logits, 1.5, background=config.model.box_head.num_classes)
+    spread_outputs([classes, Head(head.deltas, 0.5)], lambda: detector.detect(pixels))
+    return detector
+
+
 class _Ours:
     """fastrcnn's detector with random weights."""
 
     name = OURS
 
     def __init__(self, config: Config, pixels: np.ndarray, device: str | None) -> None:
-        torch.manual_seed(0)
-        self._detector = load(config, checkpoint=False, device=device)
+        self._detector = realistic_detector(config, pixels, device)
         self.device = self._detector.device
-        model = self._detector.model
-        rpn = model.rpn_head
-        spread_outputs([Head(rpn.objectness, 1.0), Head(rpn.deltas, 0.1)], lambda: self.detect(pixels))
-        classes = Head(model.box_head.logits, 1.5, background=config.model.box_head.num_classes)
-        spread_outputs([classes, Head(model.box_head.deltas, 0.5)], lambda: self.detect(pixels))
 
     def detect(self, pixels: np.ndarray) -> int:
         return len(self._detector.detect(pixels, self._detector.config.model.box_head.score_threshold).scores)
@@ -226,7 +235,7 @@ class _Ours:
         return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
 
 
-def _subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:
+def make_subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:
     if name == OURS:
         return _Ours(config, pixels, device)
     from fastrcnn.peer import Peer  # torchvision: needed here and nowhere else in the package
@@ -234,7 +243,8 @@ def _subject(name: str, config: Config, pixels: np.ndarray, device: str | None) 
     return Peer(config, pixels, device)
 
 
-def _picture(image: str | Path | None) -> np.ndarray:
+def picture(image: str | Path | None) -> np.ndarray:
+    """BGR uint8 [h, w, 3]: the file's, or for None a drawn scene of 640 x 480."""
     return read_image(image) if image is not None else draw_scene(np.random.default_rng(0), 640, 480).image
 
 

@@ -117,8 +117,14 @@ def data(arguments: argparse.Namespace) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> int:
     from fastrcnn.benchmark import benchmark
+    from fastrcnn.stages import detection_stages, draw_stages, stage_table
 
-    print(benchmark(arguments.config))
+    print(benchmark(arguments.config), flush=True)
+    times = detection_stages(arguments.config)
+    print(stage_table("stage of fastrcnn's detection", times))
+    if arguments.profile is not None:
+        draw_stages(f"Detection with {arguments.config}", times, arguments.profile)
+        print(f"\nThe stages as a picture: {arguments.profile}")
     return 0
 
 
@@ -211,12 +217,16 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", type=Path, default=Path("data_report"), help="folder to write to (default: %(default)s)"
     )
 
-    _command(
+    command = _command(
         commands,
         "benchmark",
         benchmark,
-        "fps and memory of detection on this machine, next to torchvision's Faster R-CNN where that is installed",
-        "fastrcnn benchmark faster_rcnn_r50_fpn_1x_coco",
+        "fps and memory of detection on this machine, next to torchvision's Faster R-CNN where that is installed, and "
+        "the time of each stage",
+        "fastrcnn benchmark faster_rcnn_r50_fpn_1x_coco --profile stages.png",
+    )
+    command.add_argument(
+        "--profile", metavar="FILE", type=Path, help="draw the time of each stage (.png, .svg, ...; needs matplotlib)"
     )
     command = _command(
         commands,

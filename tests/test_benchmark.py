@@ -113,3 +113,45 @@ def test_the_peer_has_the_shape_of_the_config(config_file):
     assert count(theirs, False) == count(ours, False) + extra - affine
     assert not theirs.backbone.body.layer1[0].conv1.weight.requires_grad
     assert theirs.backbone.body.layer2[0].conv1.weight.requires_grad
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_of_detection_has_its_time(config_file):
+    from fastrcnn import ops, stages
+
+    before = ops.generate_proposals
+    with small_resnet():
+        times = stages.detection_stages(config_file, device="cpu", repeats=1)
+    assert ops.generate_proposals is before
+    whole = times.pop(stages.WHOLE)
+    expected = ["data", "backbone", "FPN", "RPN head", "proposals", "RoIAlign", "box head", "selection", stages.REST]
+    assert list(times) == expected
+    assert all(ms > 0 for ms in times.values()) and sum(times.values()) == pytest.approx(whole)
+    rows = stages.stage_table("stage", times | {stages.WHOLE: whole}).splitlines()
+    assert rows[-1] == f"| all | {whole:.2f} | 100.0% |"
+
+
+def test_stages_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    import cv2
+
+    from fastrcnn import stages
+
+    stages.draw_stages("title", {"data": 1.0, "backbone": 7.0, "all": 8.0}, tmp_path / "new" / "stages.png")
+    drawn = cv2.imread(str(tmp_path / "new" / "stages.png"))
+    assert drawn.shape[1] == 960 and drawn.std() > 10
+
+
+def test_the_command_prints_stages_and_draws_them(config_file, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    from fastrcnn.cli import main
+
+    monkeypatch.setattr(measuring, "peak_memory", lambda *_: 12.0)
+    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
+    with small_resnet():
+        assert main(["benchmark", str(config_file), "--profile", str(tmp_path / "stages.png")]) == 0
+    text = capsys.readouterr().out
+    assert "| stage of fastrcnn's detection | ms | share |" in text and "| RoIAlign |" in text
+    assert (tmp_path / "stages.png").stat().st_size > 5000

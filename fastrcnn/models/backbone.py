@@ -7,11 +7,14 @@ ResNeXt, "Aggregated Residual Transformations for Deep Neural Networks" (Xie et 
 convolutions are grouped. DC5 is the ResNet of "R-FCN" (Dai et al., 2016) whose last stage is dilated, not strided.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn.config import BackboneConfig
 from fastrcnn.models.activation_checkpointing import checkpointed
+from fastrcnn.models.convolution import conv3x3
 from fastrcnn.models.precision import BatchNorm2d
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -33,9 +36,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        y += x if self.downsample is None else self.downsample(x)
+        y = F.relu(_normalised(self.conv1, self.bn1, x), inplace=True)
+        y = _normalised(self.conv2, self.bn2, y)
+        y += _residual(self.downsample, x)
         return F.relu(y, inplace=True)
 
 
@@ -66,10 +69,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
+        y = F.relu(_normalised(self.conv1, self.bn1, x), inplace=True)
+        y = F.relu(_normalised(self.conv2, self.bn2, y), inplace=True)
+        y = _normalised(self.conv3, self.bn3, y)
+        y += _residual(self.downsample, x)
         return F.relu(y, inplace=True)
 
 
@@ -127,7 +130,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images float [N, 3, H, W] -> [C2, C3, C4, C5], each [N, out_channels[i], ceil(H / s), ceil(W / s)]."""
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.relu(_normalised(self.conv1, self.bn1, images), inplace=True)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         outputs = []
         for stage in self._stages():
@@ -175,6 +178,31 @@ def _check(config: BackboneConfig) -> None:
         raise ValueError(
             f"backbone.groups, base_width and dilated_c5 need bottlenecks, depth 50 or 101, got depth {config.depth}"
         )
+
+
+def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch norm of a convolution. With running statistics the two are one convolution with scaled weights.
+
+    Then no map is read or kept for the norm's sake: its gradients follow from those of the scaled weights and the bias.
+    """
+    if norm.training:
+        return norm(convolution(x))
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = (convolution.weight * scale.view(-1, 1, 1, 1)).to(convolution.weight)
+    bias = (norm.bias - norm.running_mean * scale).to(weight)
+    c = convolution
+    if (c.kernel_size, c.stride, c.padding, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1):
+        return conv3x3(x, weight, bias)
+    return F.conv2d(x, weight, bias, c.stride, c.padding, c.dilation, c.groups)
+
+
+def _residual(shortcut: Any, x: Tensor) -> Tensor:
+    """What the residual connection adds: x, or its projection (convolution, norm)."""
+    if shortcut is None:
+        return x
+    convolution, norm = shortcut
+    return _normalised(convolution, norm, x)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

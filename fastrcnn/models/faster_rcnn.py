@@ -42,6 +42,13 @@ class PaddedDetections(NamedTuple):
     labels: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
+    def per_image(self) -> list[Detections]:
+        """The filled slots of each image; waits for the device."""
+        return [
+            Detections(self.boxes[i, :found], self.scores[i, :found], self.labels[i, :found])
+            for i, found in enumerate(self.count.tolist())
+        ]
+
 
 class FasterRCNN(nn.Module):
     """The detector, made of its parts; build_model makes it from a config.
@@ -96,10 +103,7 @@ class FasterRCNN(nn.Module):
         check_sizes(images, image_sizes)
         check_factors(images, scale_factors)
         sizes, factors = _tensor(image_sizes, images), _tensor(scale_factors, images)
-        boxes, scores, labels, count = self.detect_padded(images, sizes, factors)
-        return [
-            Detections(boxes[i, :found], scores[i, :found], labels[i, :found]) for i, found in enumerate(count.tolist())
-        ]
+        return self.detect_padded(images, sizes, factors).per_image()
 
     @torch.no_grad()
     def detect_padded(self, images: Tensor, sizes: Tensor, factors: Tensor) -> PaddedDetections:

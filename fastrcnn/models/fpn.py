@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastrcnn.models.convolution import Conv3x3
+
 
 class FPN(nn.Module):
     """Feature pyramid.
@@ -26,7 +28,7 @@ class FPN(nn.Module):
             raise ValueError(f"fpn.num_levels must be at least {len(in_channels)}, the backbone's, got {num_levels}")
         self.channels, self.num_levels = channels, num_levels
         self.lateral = nn.ModuleList(nn.Conv2d(inner, channels, 1) for inner in in_channels)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.output = nn.ModuleList(Conv3x3(channels, channels) for _ in in_channels)
         for convolution in (*self.lateral, *self.output):
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.zeros_(convolution.bias)

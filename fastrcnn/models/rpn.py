@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from fastrcnn import ops
 from fastrcnn.config import RpnConfig
 from fastrcnn.models.box_loss import box_loss, check_box_loss
+from fastrcnn.models.convolution import Conv3x3
 from fastrcnn.models.inputs import Target
+from fastrcnn.models.rpn_level import RPNLevel
 from fastrcnn.models.sampler import sample
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the box coding
@@ -34,7 +36,7 @@ class RPNHead(nn.Module):
         check_box_loss(config.box_loss, "rpn")
         self.assigner, self.sampler, self.box_loss = config.assigner, config.sampler, config.box_loss
         num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
-        self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=1)
+        self.conv = Conv3x3(in_channels, config.channels)
         self.objectness = nn.Conv2d(config.channels, num_anchors, 1)
         self.deltas = nn.Conv2d(config.channels, 4 * num_anchors, 1)
         for parameter in self.parameters():
@@ -42,6 +44,10 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels [N, in_channels, h, w] -> per level logits of objectness [N, A, h, w] and deltas [N, 4A, h, w]."""
+        layers = [tensor for layer in (self.conv, self.objectness, self.deltas) for tensor in layer.parameters()]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layers, *features)):
+            outputs = [RPNLevel.apply(feature, *layers) for feature in features]
+            return [objectness for objectness, _ in outputs], [deltas for _, deltas in outputs]
         hidden = [F.relu(self.conv(feature), inplace=True) for feature in features]
         return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
 
