@@ -82,9 +82,7 @@ class FusedConv2d(nn.Module):
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         relu = "relu" if self.relu else None
         if other is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *geometry, relu or "none", [], ""
-            )
+            return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *geometry, relu or "none", [], "")
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             other, x, self.weight, self.bias, *geometry, "add", 1.0, relu, [], None
         )

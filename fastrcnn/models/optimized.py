@@ -1,11 +1,11 @@
 """The detector rebuilt for inference: the same parts and data flow as faster_rcnn.py, of fused layers.
 
-| part     | what is different                                                                                         |
-|----------|-----------------------------------------------------------------------------------------------------------|
-| backbone | batch norm folded; ReLU and residual addition within the convolutions; each residual sum in place         |
-| FPN      | levels are merged from the coarsest on, each within its lateral convolution; a map is freed once it is used |
-| RPN head | ReLU within the 3x3 convolution; the two 1x1 convolutions are one; level by level                          |
-| box head | fc1 reads RoI features as they lie in memory, channels last; ReLU within the layers                        |
+| part     | what is different                                                                                        |
+|----------|----------------------------------------------------------------------------------------------------------|
+| backbone | batch norm folded; ReLU and residual addition within the convolutions; each residual sum in place        |
+| FPN      | merged from the coarsest level on, within the lateral convolutions; a map is freed once it is used       |
+| RPN head | ReLU within the 3x3 convolution; the two 1x1 convolutions are one; level by level                        |
+| box head | fc1 reads RoI features as they lie in memory, channels last; ReLU within the layers                      |
 
 With dtype float16 or bfloat16 on the CPU, 3x3 convolutions stay float32 (FusedConv2d says why), so that the pyramid's
 outputs and the RPN are float32 as well.
@@ -73,15 +73,15 @@ class FusedResNet(nn.Module):
         super().__init__()
         self.stem = FusedConv2d(backbone.conv1, backbone.bn1, relu=True, dtype=dtype)
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        self.stages = nn.ModuleList(nn.ModuleList(FusedBlock(block, dtype) for block in stage) for stage in stages)
+        blocks = [[FusedBlock(block, dtype) for block in stage.children()] for stage in stages]  # type: ignore[arg-type]
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """As ResNet.forward."""
         x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
         outputs: list[Tensor] = []
         for stage in self.stages:
-            for block in stage:
-                x = block(x)
+            x = stage(x)
             outputs.append(x)
         return outputs
 
@@ -132,8 +132,8 @@ class FusedFPN(nn.Module):
     def __init__(self, fpn: FPN, dtype: torch.dtype, output_dtype: torch.dtype) -> None:
         super().__init__()
         self.num_levels = fpn.num_levels
-        self.lateral = nn.ModuleList(FusedConv2d(lateral, dtype=dtype) for lateral in fpn.lateral)
-        self.output = nn.ModuleList(FusedConv2d(output, dtype=output_dtype) for output in fpn.output)
+        self.lateral = nn.ModuleList(FusedConv2d(lateral, dtype=dtype) for lateral in fpn.lateral)  # type: ignore[arg-type]
+        self.output = nn.ModuleList(FusedConv2d(output, dtype=output_dtype) for output in fpn.output)  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """As FPN.forward, but the list is empty afterwards: a map's memory is for the next ones."""
