@@ -53,7 +53,8 @@ class FusedConv2d(nn.Module):
         super().__init__()
         weight, bias = _folded(convolution, norm)
         self.out_channels, self.relu, self.dtype = convolution.out_channels, relu, dtype
-        self.padding, self.stride = list(convolution.padding), list(convolution.stride)
+        self.padding = [int(side) for side in convolution.padding]  # which might be a word, but not in our models
+        self.stride = list(convolution.stride)
         self.dilation, self.groups = list(convolution.dilation), convolution.groups
         self.winograd = dtype != torch.float64 and _suits_winograd(convolution)
         if self.winograd:

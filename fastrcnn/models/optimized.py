@@ -36,18 +36,20 @@ class OptimizedFasterRCNN(FasterRCNN):
     """
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype) -> None:
-        backbone = (FusedVGG16 if isinstance(model.backbone, VGG16) else FusedResNet)(model.backbone, dtype)
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        levels = torch.float32 if on_cpu else dtype
-        super().__init__(
-            backbone,
+        levels = torch.float32 if next(model.parameters()).device.type == "cpu" else dtype
+        channels, pool = model.rpn_head.conv.in_channels, model.pool_settings
+        parts = (  # in place of those that FasterRCNN names, with the same methods as far as detection needs them
+            _fused_backbone(model.backbone, dtype),
             None if model.fpn is None else FusedFPN(model.fpn, dtype, levels),
             copy.deepcopy(model.anchors),
             FusedRPNHead(model.rpn_head, levels),
-            FusedBoxHead(model.box_head, dtype, model.rpn_head.conv.in_channels, model.pool_settings.output_size),
+            FusedBoxHead(model.box_head, dtype, channels, pool.output_size),
+        )
+        super().__init__(
+            *parts,  # type: ignore[arg-type]
             model.train_proposals,
             model.test_proposals,
-            model.pool_settings,
+            pool,
             model.score_threshold,
             model.iou_threshold,
             model.max_detections,
@@ -64,6 +66,10 @@ class OptimizedFasterRCNN(FasterRCNN):
     def losses(self, *arguments: object) -> dict[str, Tensor]:  # type: ignore[override]
         """Raises RuntimeError."""
         raise RuntimeError("An optimized model only detects: its losses are those of the model that it was made from")
+
+
+def _fused_backbone(backbone: ResNet | VGG16, dtype: torch.dtype) -> nn.Module:
+    return FusedVGG16(backbone, dtype) if isinstance(backbone, VGG16) else FusedResNet(backbone, dtype)
 
 
 class FusedResNet(nn.Module):
@@ -154,11 +160,12 @@ class FusedRPNHead(nn.Module):
     def __init__(self, rpn_head: RPNHead, dtype: torch.dtype) -> None:
         super().__init__()
         layers = (rpn_head.objectness, rpn_head.deltas)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.split = [layer.out_channels for layer in layers]
         both = copy.deepcopy(rpn_head.deltas)
         both.out_channels = sum(self.split)
         both.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
-        both.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))
+        both.bias = nn.Parameter(torch.cat(biases))
         self.conv = FusedConv2d(rpn_head.conv, relu=True, dtype=dtype)
         self.outputs = FusedConv2d(both, dtype=dtype)
 
