@@ -34,6 +34,7 @@ from fastrcnn.info import cpu_name
 from fastrcnn.training.log import read_log
 
 OURS, THEIRS = "fastrcnn", "torchvision"
+OPTIMIZED, BFLOAT16, BY_HAND = "fastrcnn optimized", "fastrcnn optimized, bfloat16", "torchvision by hand"
 _WARM_UP = 2  # runs of each model that are not timed
 _MEMORY_RUNS = 3
 
@@ -72,7 +73,11 @@ class Head:
 
 
 def benchmark(
-    config_name: str | Path, image: str | Path | None = None, device: str | None = None, repeats: int = 7
+    config_name: str | Path,
+    image: str | Path | None = None,
+    device: str | None = None,
+    repeats: int = 7,
+    names: Sequence[str] = (OURS, THEIRS),
 ) -> str:
     """Measures detection, one picture at a time, and returns the figures as Markdown.
 
@@ -80,6 +85,8 @@ def benchmark(
         config_name: a name or path. image: a picture; None: a drawn scene of 640 x 480.
         device: "cpu", "cuda", ...; None: cuda if there is one.
         repeats: timed runs of each model.
+        names: the rows: OURS; THEIRS; OPTIMIZED or BFLOAT16, Detector.optimized in float32 or bfloat16; BY_HAND,
+            torchvision's model in channels-last memory with its batch norms folded. The first is one of ours.
     Returns:
         A table: median time, frames per second, fastest and slowest run, peak memory, proposals and detections. Memory
         on the CPU is the peak of a fresh process above that of `import torch`; on CUDA the peak of the tensors. Without
@@ -91,10 +98,10 @@ def benchmark(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     config = load_config(config_name)
     pixels = picture(image)
-    subjects = [make_subject(OURS, config, pixels, device)]
+    names = [name for name in names if name not in (THEIRS, BY_HAND) or find_spec("torchvision") is not None]
+    subjects = [make_subject(names[0], config, pixels, device)]
     where = subjects[0].device
-    if find_spec("torchvision") is not None:
-        subjects.append(make_subject(THEIRS, config, pixels, str(where)))
+    subjects += [make_subject(name, config, pixels, str(where)) for name in names[1:]]
     seconds = time_alternately([partial(subject.detect, pixels) for subject in subjects], repeats, where)
     lines = [
         _heading(config_name, config, pixels, where, repeats),
@@ -109,7 +116,7 @@ def benchmark(
             f"| {subject.name} | {1e3 * median(times):.1f} | {1 / median(times):.2f} "
             f"| {1e3 * min(times):.1f} - {1e3 * max(times):.1f} | {peak} | {counts} |"
         )
-    if len(subjects) == 1:
+    if find_spec("torchvision") is None:
         lines.append("\ntorchvision is not installed: nothing to compare with (pip install torchvision)")
     return "\n".join(lines)
 
@@ -140,7 +147,7 @@ def peak_memory(
     """Peak memory of detection, in units of 2^20 bytes; None where it cannot be measured (the CPU, outside Linux).
 
     Args:
-        name: OURS or THEIRS. config: a name or path. image: as benchmark. checkpoint: None: random weights.
+        name: as benchmark's names. config: a name or path. image: as benchmark. checkpoint: None: random weights.
     Raises:
         RuntimeError: the measuring process failed; its last words are in the message.
     """
@@ -174,11 +181,22 @@ def run_for_memory(name: str, config: str, device: str, image: str, checkpoint: 
     """What the measuring process does: a few detections in one picture."""
     torch.set_num_threads(int(threads))
     pixels = picture(image or None)
-    subject = (
-        load(config, checkpoint, device) if checkpoint else make_subject(name, load_config(config), pixels, device)
-    )
+    subject: Subject | Detector
+    if name in (THEIRS, BY_HAND):
+        subject = make_subject(name, load_config(config), pixels, device)
+    else:  # outputs as they are: however many proposals there are, our tensors are as large
+        subject = optimized_as(name, load(config, checkpoint or False, device))
     for _ in range(_MEMORY_RUNS):
         subject.detect(pixels)
+
+
+def optimized_as(name: str, detector: Detector) -> Detector:
+    """The detector that the rows OURS, OPTIMIZED and BFLOAT16 measure."""
+    return {
+        OURS: lambda: detector,
+        OPTIMIZED: lambda: detector.optimized(),
+        BFLOAT16: lambda: detector.optimized(torch.bfloat16),
+    }[name]()
 
 
 def spread_outputs(heads: Sequence[Head], run: Callable[[], object], background: float = 6.0) -> None:
@@ -215,32 +233,30 @@ def realistic_detector(config: Config, pixels: np.ndarray, device: str | None = 
     return detector
 
 
-class _Ours:
-    """fastrcnn's detector with random weights."""
+class Ours:
+    """fastrcnn's detector with random weights, as it is or optimized."""
 
-    name = OURS
-
-    def __init__(self, config: Config, pixels: np.ndarray, device: str | None) -> None:
-        self._detector = realistic_detector(config, pixels, device)
-        self.device = self._detector.device
+    def __init__(self, name: str, config: Config, pixels: np.ndarray, device: str | None) -> None:
+        self.name, self.detector = name, optimized_as(name, realistic_detector(config, pixels, device))
+        self.device = self.detector.device
 
     def detect(self, pixels: np.ndarray) -> int:
-        return len(self._detector.detect(pixels, self._detector.config.model.box_head.score_threshold).scores)
+        return len(self.detector.detect(pixels, self.detector.config.model.box_head.score_threshold).scores)
 
     @torch.inference_mode()
     def count_proposals(self, pixels: np.ndarray) -> int:
-        config, model = self._detector.config.data, self._detector.model
+        config, model = self.detector.config.data, self.detector.model
         resized, _ = resize(pixels, config.test.scale)
-        batch = prepare(resized, config.image, self.device, self._detector.dtype)
+        batch = prepare(resized, config.image, self.device, self.detector.dtype)
         return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
 
 
 def make_subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:
-    if name == OURS:
-        return _Ours(config, pixels, device)
+    if name not in (THEIRS, BY_HAND):
+        return Ours(name, config, pixels, device)
     from fastrcnn.peer import Peer  # torchvision: needed here and nowhere else in the package
 
-    return Peer(config, pixels, device)
+    return Peer(config, pixels, device, by_hand=name == BY_HAND)
 
 
 def picture(image: str | Path | None) -> np.ndarray:

@@ -4,9 +4,12 @@ The only module that needs torchvision, and no part of detection or training. Wh
 torchvision has it: two RoIAlign samples per bin and side, aligned=False, its losses and its proposal settings' meaning.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnet
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -14,7 +17,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from fastrcnn.benchmark import THEIRS, Head, spread_outputs
+from fastrcnn.benchmark import BY_HAND, THEIRS, Head, spread_outputs
 from fastrcnn.config import Config
 
 
@@ -72,15 +75,33 @@ def build_peer(config: Config) -> FasterRCNN:
     return peer
 
 
+def fold_batch_norms(model: nn.Module) -> None:
+    """Puts every frozen batch norm into the convolution before it, in place."""
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (_, convolution), (name, norm) in pairwise(children):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+                statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                    convolution.weight, convolution.bias, *statistics
+                )
+                setattr(module, name, nn.Identity())
+
+
 class Peer:
-    """build_peer's model with random weights, as a subject of fastrcnn.benchmark."""
+    """build_peer's model with random weights, as a subject of fastrcnn.benchmark.
 
-    name = THEIRS
+    by_hand: with what a user can do without other software: batch norms folded, channels-last memory.
+    """
 
-    def __init__(self, config: Config, pixels: np.ndarray, device: str | None) -> None:
+    def __init__(self, config: Config, pixels: np.ndarray, device: str | None, by_hand: bool = False) -> None:
         torch.manual_seed(0)
+        self.name = BY_HAND if by_hand else THEIRS
         self.device = torch.device(device or "cpu")
         self._model = build_peer(config).eval().to(self.device)
+        if by_hand:
+            fold_batch_norms(self._model)
+            self._model.to(memory_format=torch.channels_last)
         rpn, predictor = self._model.rpn.head, self._model.roi_heads.box_predictor
         spread_outputs([Head(rpn.cls_logits, 1.0), Head(rpn.bbox_pred, 0.1)], lambda: self.detect(pixels))
         classes = Head(predictor.cls_score, 1.5, background=0)

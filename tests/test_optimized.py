@@ -206,14 +206,15 @@ def test_maps_of_the_backbone_are_freed() -> None:
     assert maps == []
 
 
-def test_no_graph_break_and_export() -> None:
+def test_no_graph_break() -> None:
     model, batch = build("r18"), images(*SIZES)
     optimized = OptimizedFasterRCNN(model, torch.float32)
     sizes, factors = torch.tensor(SIZES, dtype=torch.float32), torch.tensor(FACTORS)
     expected = optimized.detect_padded(batch, sizes, factors)
-    compiled = torch.compile(optimized.detect_padded, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(batch, sizes, factors), expected, strict=True):
-        assert_close(ours, theirs)
+    with torch.no_grad():
+        compiled = torch.compile(optimized.detect_padded, fullgraph=True, backend="aot_eager")
+        for ours, theirs in zip(compiled(batch, sizes, factors), expected, strict=True):
+            assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 # --- detector ---------------------------------------------------------------------------------------------------------
@@ -226,8 +227,10 @@ def test_the_same_detections_and_the_original_as_before(detector: Detector, pict
     assert optimized.classes == detector.classes and not optimized.model.training
     assert_alike(optimized.detect(picture), before)
     assert optimized.detect(picture).names == before.names
-    high = float(before.scores.median())
-    assert_alike(optimized.detect(picture, high), detector.detect(picture, high), score=1e-3)
+    gaps = before.scores[:-1] - before.scores[1:]
+    place = int(gaps[: len(gaps) // 2].argmax())  # a threshold that no rounding crosses
+    high = float(before.scores[place : place + 2].mean())
+    assert_alike(optimized.detect(picture, high), detector.detect(picture, high))
     after = detector.detect(picture)
     assert_close((after.boxes, after.scores), (before.boxes, before.scores), rtol=0, atol=0)
     assert_close(detector.model.state_dict(), kept, rtol=0, atol=0)

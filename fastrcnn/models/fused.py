@@ -53,7 +53,8 @@ class FusedConv2d(nn.Module):
         super().__init__()
         weight, bias = _folded(convolution, norm)
         self.out_channels, self.relu, self.dtype = convolution.out_channels, relu, dtype
-        self.padding, self.stride = list(convolution.padding), list(convolution.stride)
+        self.padding = [int(side) for side in convolution.padding]  # which might be a word, but not in our models
+        self.stride = list(convolution.stride)
         self.dilation, self.groups = list(convolution.dilation), convolution.groups
         self.winograd = dtype != torch.float64 and _suits_winograd(convolution)
         if self.winograd:
@@ -73,7 +74,7 @@ class FusedConv2d(nn.Module):
             y = ops.conv3x3(x.float(), self.weight, self.bias, self.out_channels, self.relu and other is None)
             return self._finish(y.to(self.dtype), other)
         x = x.to(self.dtype)
-        if x.device.type == "cpu" and self.dtype in ONEDNN_TYPES:
+        if _has_onednn(x):
             return self._onednn(x, other)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return self._finish(F.relu(y, inplace=True) if self.relu and other is None else y, other)
@@ -82,9 +83,7 @@ class FusedConv2d(nn.Module):
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         relu = "relu" if self.relu else None
         if other is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *geometry, relu or "none", [], ""
-            )
+            return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *geometry, relu or "none", [], "")
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             other, x, self.weight, self.bias, *geometry, "add", 1.0, relu, [], None
         )
@@ -114,11 +113,16 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[R, inputs] of any floating type -> [R, outputs] of self.dtype."""
         x = x.to(self.dtype)
-        if x.device.type == "cpu" and self.dtype in ONEDNN_TYPES:
+        if _has_onednn(x):
             activation = "relu" if self.relu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
         y = F.linear(x, self.weight, self.bias)
         return F.relu(y, inplace=True) if self.relu else y
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Not in graphs: torch.compile and torch.export get the steps one by one, and the former fuses them itself."""
+    return x.device.type == "cpu" and x.dtype in ONEDNN_TYPES and not torch.compiler.is_compiling()
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:

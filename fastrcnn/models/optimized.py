@@ -1,11 +1,11 @@
 """The detector rebuilt for inference: the same parts and data flow as faster_rcnn.py, of fused layers.
 
-| part     | what is different                                                                                         |
-|----------|-----------------------------------------------------------------------------------------------------------|
-| backbone | batch norm folded; ReLU and residual addition within the convolutions; each residual sum in place         |
-| FPN      | levels are merged from the coarsest on, each within its lateral convolution; a map is freed once it is used |
-| RPN head | ReLU within the 3x3 convolution; the two 1x1 convolutions are one; level by level                          |
-| box head | fc1 reads RoI features as they lie in memory, channels last; ReLU within the layers                        |
+| part     | what is different                                                                                        |
+|----------|----------------------------------------------------------------------------------------------------------|
+| backbone | batch norm folded; ReLU and residual addition within the convolutions; each residual sum in place        |
+| FPN      | merged from the coarsest level on, within the lateral convolutions; a map is freed once it is used       |
+| RPN head | ReLU within the 3x3 convolution; the two 1x1 convolutions are one; level by level                        |
+| box head | fc1 reads RoI features as they lie in memory, channels last; ReLU within the layers                      |
 
 With dtype float16 or bfloat16 on the CPU, 3x3 convolutions stay float32 (FusedConv2d says why), so that the pyramid's
 outputs and the RPN are float32 as well.
@@ -36,18 +36,20 @@ class OptimizedFasterRCNN(FasterRCNN):
     """
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype) -> None:
-        backbone = (FusedVGG16 if isinstance(model.backbone, VGG16) else FusedResNet)(model.backbone, dtype)
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        levels = torch.float32 if on_cpu else dtype
-        super().__init__(
-            backbone,
+        levels = torch.float32 if next(model.parameters()).device.type == "cpu" else dtype
+        channels, pool = model.rpn_head.conv.in_channels, model.pool_settings
+        parts = (  # in place of those that FasterRCNN names, with the same methods as far as detection needs them
+            _fused_backbone(model.backbone, dtype),
             None if model.fpn is None else FusedFPN(model.fpn, dtype, levels),
             copy.deepcopy(model.anchors),
             FusedRPNHead(model.rpn_head, levels),
-            FusedBoxHead(model.box_head, dtype, model.rpn_head.conv.in_channels, model.pool_settings.output_size),
+            FusedBoxHead(model.box_head, dtype, channels, pool.output_size),
+        )
+        super().__init__(
+            *parts,  # type: ignore[arg-type]
             model.train_proposals,
             model.test_proposals,
-            model.pool_settings,
+            pool,
             model.score_threshold,
             model.iou_threshold,
             model.max_detections,
@@ -66,6 +68,10 @@ class OptimizedFasterRCNN(FasterRCNN):
         raise RuntimeError("An optimized model only detects: its losses are those of the model that it was made from")
 
 
+def _fused_backbone(backbone: ResNet | VGG16, dtype: torch.dtype) -> nn.Module:
+    return FusedVGG16(backbone, dtype) if isinstance(backbone, VGG16) else FusedResNet(backbone, dtype)
+
+
 class FusedResNet(nn.Module):
     """ResNet of any depth, grouped and dilated ones included."""
 
@@ -73,15 +79,15 @@ class FusedResNet(nn.Module):
         super().__init__()
         self.stem = FusedConv2d(backbone.conv1, backbone.bn1, relu=True, dtype=dtype)
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        self.stages = nn.ModuleList(nn.ModuleList(FusedBlock(block, dtype) for block in stage) for stage in stages)
+        blocks = [[FusedBlock(block, dtype) for block in stage.children()] for stage in stages]  # type: ignore[arg-type]
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """As ResNet.forward."""
         x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
         outputs: list[Tensor] = []
         for stage in self.stages:
-            for block in stage:
-                x = block(x)
+            x = stage(x)
             outputs.append(x)
         return outputs
 
@@ -132,8 +138,8 @@ class FusedFPN(nn.Module):
     def __init__(self, fpn: FPN, dtype: torch.dtype, output_dtype: torch.dtype) -> None:
         super().__init__()
         self.num_levels = fpn.num_levels
-        self.lateral = nn.ModuleList(FusedConv2d(lateral, dtype=dtype) for lateral in fpn.lateral)
-        self.output = nn.ModuleList(FusedConv2d(output, dtype=output_dtype) for output in fpn.output)
+        self.lateral = nn.ModuleList(FusedConv2d(lateral, dtype=dtype) for lateral in fpn.lateral)  # type: ignore[arg-type]
+        self.output = nn.ModuleList(FusedConv2d(output, dtype=output_dtype) for output in fpn.output)  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """As FPN.forward, but the list is empty afterwards: a map's memory is for the next ones."""
@@ -154,11 +160,12 @@ class FusedRPNHead(nn.Module):
     def __init__(self, rpn_head: RPNHead, dtype: torch.dtype) -> None:
         super().__init__()
         layers = (rpn_head.objectness, rpn_head.deltas)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.split = [layer.out_channels for layer in layers]
         both = copy.deepcopy(rpn_head.deltas)
         both.out_channels = sum(self.split)
         both.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
-        both.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))
+        both.bias = nn.Parameter(torch.cat(biases))
         self.conv = FusedConv2d(rpn_head.conv, relu=True, dtype=dtype)
         self.outputs = FusedConv2d(both, dtype=dtype)
 

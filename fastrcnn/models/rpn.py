@@ -45,7 +45,8 @@ class RPNHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels [N, in_channels, h, w] -> per level logits of objectness [N, A, h, w] and deltas [N, 4A, h, w]."""
         layers = [tensor for layer in (self.conv, self.objectness, self.deltas) for tensor in layer.parameters()]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layers, *features)):
+        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layers, *features))
+        if trains and features[0].device.type == "cpu":
             outputs = [RPNLevel.apply(feature, *layers) for feature in features]
             return [objectness for objectness, _ in outputs], [deltas for _, deltas in outputs]
         hidden = [F.relu(self.conv(feature), inplace=True) for feature in features]

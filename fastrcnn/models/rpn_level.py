@@ -1,4 +1,4 @@
-"""The RPN's convolutions on one level in training, with gradients computed only where there are any.
+"""The RPN's convolutions on one level in training on the CPU, with gradients computed only where there are any.
 
 At most a few hundred anchors per image enter the losses, out of some 100,000 cells. So the backward pass gathers the
 3x3 surroundings of those cells, computes the hidden layer there once more, and multiplies small matrices, instead of
