@@ -54,7 +54,7 @@ def run_demo(out: Path, overrides: list[str] | None = None, num_train: int = NUM
     train(config)
     detector = load(config, out / "best.pth")
     scenes = read_dataset(config.data.val, detector.classes)
-    metrics = evaluate(detector.model, scenes, config, detector.device)
+    metrics = evaluate(detector.model, scenes, config, detector.device).metrics
     figures = measure(out, detector, scenes.samples[0].path)
     page = write_page(out, detector, scenes, metrics, figures)
     print(

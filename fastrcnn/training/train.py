@@ -301,7 +301,7 @@ def evaluation_due(state: TrainingState, history: list[dict]) -> bool:
 
 def validate(state: TrainingState, dataset: Dataset, device: torch.device, folder: Path, history: list[dict]) -> None:
     """Evaluates, in all processes, and updates `history`, metrics.json, best.pth (a copy of last.pth), curves.png."""
-    metrics = evaluate(state.evaluated, dataset, state.config, device)
+    metrics = evaluate(state.evaluated, dataset, state.config, device).metrics
     say(f"After epoch {state.epoch}:\n{metrics_table(metrics)}")
     is_best = all(metrics["AP"] > entry["AP"] for entry in history)
     history.append({"epoch": state.epoch, "step": state.step, **metrics})
