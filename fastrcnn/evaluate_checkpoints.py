@@ -157,7 +157,7 @@ def _write_json(path: Path, content: object, indent: int | None = None) -> None:
 
 def best_of(rows: dict[str, dict]) -> str:
     """The checkpoint with the highest AP (of proposals: recall of the most boxes); the first of equals."""
-    return max(rows, key=lambda checkpoint: rows[checkpoint].get("AP", rows[checkpoint].get(f"AR@{LIMITS[-1]}")))
+    return max(rows, key=lambda checkpoint: rows[checkpoint].get("AP", rows[checkpoint].get(f"AR@{LIMITS[-1]}", -1.0)))
 
 
 def comparison(rows: dict[str, dict]) -> str:

@@ -60,9 +60,8 @@ def evaluate_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Coc
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    columns = [
-        evaluator.params.catIds.index(id) for id in dataset.category_ids
-    ]  # catIds are sorted, classes need not be
+    # catIds are sorted, classes need not be
+    columns = [evaluator.params.catIds.index(id) for id in dataset.category_ids]
     precision, scores = (evaluator.eval[name][:, :, columns, 0, -1] for name in ("precision", "scores"))
     per_class = {}
     for label, name in enumerate(dataset.classes):

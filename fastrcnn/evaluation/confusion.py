@@ -67,8 +67,8 @@ def confusion_counts(
         missed[taken[taken >= 0]] = False
         false = (taken < 0) & ~_excused(boxes, sample, iou_threshold)
         np.add.at(counts, (wanted.labels[taken[taken >= 0]], labels[taken >= 0]), 1)
-        np.add.at(counts, (wanted.labels[missed], background), 1)
-        np.add.at(counts, (background, labels[false]), 1)
+        counts[:-1, background] += np.bincount(wanted.labels[missed], minlength=background)
+        counts[background, :-1] += np.bincount(labels[false], minlength=background)
     return counts
 
 
