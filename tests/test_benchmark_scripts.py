@@ -1,4 +1,4 @@
-"""benchmarks/ops.py and stages.py: what their figures mean, and that one side's failure does not stop the others."""
+"""The scripts of benchmarks/: what their figures mean, and that one side's failure does not stop the others."""
 
 import json
 import os
@@ -86,3 +86,14 @@ def test_a_stage_is_timed_without_the_stages_inside_it(script, monkeypatch: pyte
     watch.watch(outer, "call", "outer")
     # Readings: rest 0, outer 1, inner 2 to 3, outer to 4, rest to 5.
     assert watch.medians(lambda: outer.call(), 1) == {"inner": 1e3, "outer": 2e3, "the rest": 2e3, "all": 5e3}
+
+
+def test_winograd_is_measured_next_to_torch(script):
+    command = [sys.executable, BENCHMARKS / "winograd.py", "--only", "stride 64", "--repeats", "1"]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if "stride 64" in line)
+    _, _, shape, ours, theirs, ratio, *_ = (cell.strip() for cell in row.split("|"))
+    assert shape == "256, 13 x 21"
+    assert float(ratio) == pytest.approx(float(theirs) / float(ours), rel=0.05)

@@ -14,6 +14,7 @@
 #include "../roi_align/roi_align_simd.h"
 #include "../roi_pool/roi_pool_simd.h"
 #include "../selection/selection_simd.h"
+#include "../winograd/winograd_simd.h"
 #include "widen.h"
 
 #pragma GCC push_options
@@ -30,6 +31,7 @@
 #include "../roi_align/roi_align_simd.inl"
 #include "../roi_pool/roi_pool_simd.inl"
 #include "../selection/selection_simd.inl"
+#include "../winograd/winograd_simd.inl"
 #include "widen.inl"
 #pragma GCC pop_options
 

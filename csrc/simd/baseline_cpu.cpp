@@ -10,6 +10,7 @@
 #include "../roi_align/roi_align_simd.h"
 #include "../roi_pool/roi_pool_simd.h"
 #include "../selection/selection_simd.h"
+#include "../winograd/winograd_simd.h"
 #include "widen.h"
 
 #define FASTRCNN_LEVEL baseline
@@ -24,4 +25,5 @@
 #include "../roi_align/roi_align_simd.inl"
 #include "../roi_pool/roi_pool_simd.inl"
 #include "../selection/selection_simd.inl"
+#include "../winograd/winograd_simd.inl"
 #include "widen.inl"

@@ -1,5 +1,5 @@
 // Vectors of 64 bytes: 16 float32 or 8 float64. The compiler splits them where the level has narrower registers.
-// No fused multiply-adds, so that every level gives the same bits.
+// No fused multiply-adds except where multiply_add says so, so that every level gives the same bits.
 //
 // FASTRCNN_VECTOR_BITS tells the levels apart where intrinsics are needed: a target pragma does not make g++ define
 // __AVX2__ and the like.
@@ -32,6 +32,45 @@ FASTRCNN_INLINE V load_unaligned(const T* from) {
   V value;
   __builtin_memcpy(&value, from, sizeof value);
   return value;
+}
+
+// One register of the level, for loops that keep their sums in as many registers as there are.
+using FloatRegister = float __attribute__((vector_size(FASTRCNN_VECTOR_BITS / 8)));
+inline constexpr int kRegisterLanes = FASTRCNN_VECTOR_BITS / 32;
+
+FASTRCNN_INLINE FloatRegister broadcast(float value) { return value - FloatRegister{}; }
+
+FASTRCNN_INLINE void store_unaligned(float* to, FloatRegister value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// For results so large that the caches would not keep them: memory need not be read to be overwritten. `to` is aligned
+// to 64 bytes. The thread's last such store is followed by finish_stores_past_caches().
+FASTRCNN_INLINE void store_past_caches(float* to, FloatRegister value) {
+#if FASTRCNN_VECTOR_BITS == 512
+  _mm512_stream_ps(to, (__m512)value);
+#elif FASTRCNN_VECTOR_BITS == 256
+  _mm256_stream_ps(to, (__m256)value);
+#else
+  store_unaligned(to, value);
+#endif
+}
+
+FASTRCNN_INLINE void finish_stores_past_caches() {
+#if FASTRCNN_VECTOR_BITS >= 256
+  _mm_sfence();
+#endif
+}
+
+// a * b + c, rounded once. Below AVX2, x86 has no instruction for it: there it is a call of the C library's fmaf per
+// lane, with the same result, tens of times slower.
+FASTRCNN_INLINE FloatRegister multiply_add(FloatRegister a, FloatRegister b, FloatRegister c) {
+#if FASTRCNN_VECTOR_BITS == 512
+  return (FloatRegister)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif FASTRCNN_VECTOR_BITS == 256
+  return (FloatRegister)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  for (int i = 0; i < kRegisterLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#endif
 }
 
 // kLanes<T> features as T.

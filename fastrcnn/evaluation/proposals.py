@@ -19,7 +19,7 @@ AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}  # COCO's size cl
 
 
 def propose_dataset(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device) -> dict[int, Detections]:
-    """The model's proposals in every image of the dataset, with the settings for test. Several processes share them.
+    """The model's proposals in every image of the dataset, with the settings for test; processes share the images.
 
     Returns:
         image id -> Detections on the CPU: boxes in pixels of the original image, scores (objectness, 0 .. 1)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # --- RoIAlign ---------------------------------------------------------------------------------------------------------
 
@@ -466,3 +467,53 @@ def select_detections(
 def _pad(values: Tensor, length: int) -> Tensor:
     """Zeros after [k,...]: [length,...]."""
     return torch.cat([values, values.new_zeros((length - len(values), *values.shape[1:]))])
+
+
+# --- Winograd's 3x3 convolution ---------------------------------------------------------------------------------------
+
+
+def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
+    """A^T [4,6], G [6,3], B^T [6,6] of F(4, 3), float64: the correlation of d [6] with g [3] is A^T ((G g) * (B^T d)).
+
+    It multiplies polynomials through their values at five points and infinity: a row per point, the last for infinity.
+    """
+    points = [0.0, 0.625, -0.625, 1.5, -1.5]
+    output, weight, data = torch.zeros(3, 6, 6, dtype=torch.float64)
+    for i, point in enumerate(points):
+        factors = torch.ones(1, dtype=torch.float64)  # coefficients of the product of (X - other), lowest power first
+        for other in points[:i] + points[i + 1 :]:
+            factors = F.pad(factors, (1, 0)) - other * F.pad(factors, (0, 1))
+        powers = torch.tensor([point**k for k in range(4)], dtype=torch.float64)
+        output[:4, i], data[i, :5] = powers, factors
+        weight[i, :3] = powers[:3] / math.prod(point - other for other in points if other != point)
+    output[3, 5] = weight[5, 2] = 1.0
+    data[5] = F.pad(data[0, :5], (1, 0))  # (X - 0) times the product over the other points
+    return output[:4], weight[:, :3], data
+
+
+def winograd_weights(weight: Tensor) -> Tensor:
+    """G g G^T of `weight` [O,C,3,3]: [O/16 rounded up, 36, C, 16], in order of (row, column); missing outputs are 0."""
+    _, g, _ = winograd_matrices()
+    transformed = torch.einsum("ia,jb,ocab->ijco", g, g, weight.double()).flatten(0, 1)
+    transformed = F.pad(transformed, (0, -weight.shape[0] % 16))
+    return transformed.unflatten(2, (-1, 16)).permute(2, 0, 1, 3).to(weight.dtype)
+
+
+def conv3x3(x: Tensor, weights: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False) -> Tensor:
+    """3x3 convolution of `x` [N,C,H,W], stride 1, zero padding 1, from transformed weights: [N,out_channels,H,W].
+
+    (Lavin & Gray 2015, F(4x4, 3x3).) A tile of 4x4 outputs is A^T (U * (B^T d B)) A, summed over C; d are the 6x6
+    inputs around it, U its weights.
+    """
+    a, _, b = (matrix.to(x.dtype) for matrix in winograd_matrices())
+    height, width = x.shape[2:]
+    padded = F.pad(x, (1, -width % 4 + 1, 1, -height % 4 + 1))
+    patches = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N,C,rows of tiles,columns of tiles,6,6]
+    inputs = torch.einsum("ia,jb,ncrsab->ijncrs", b, b, patches)
+    u = weights.to(x.dtype).permute(1, 2, 0, 3).flatten(2)[:, :, :out_channels].unflatten(0, (6, 6))
+    products = torch.einsum("ijncrs,ijco->ijnors", inputs, u)
+    tiles = torch.einsum("ai,bj,ijnors->norasb", a, a, products)
+    out = tiles.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
+    if bias is not None:
+        out = out + bias.to(x.dtype)[:, None, None]
+    return out.relu() if relu else out

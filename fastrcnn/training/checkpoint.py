@@ -4,16 +4,17 @@ import random
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import amp, nn, optim
+from torch import amp, optim
 from torch.optim.swa_utils import AveragedModel
 
 from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
 from fastrcnn.config import Config
 from fastrcnn.models.checkpoint_files import read_checkpoint
+from fastrcnn.models.faster_rcnn import FasterRCNN
 
 KEYS = ("model", "optimizer", "schedule", "step", "epoch", "random_state", "config", "classes")
 
@@ -22,7 +23,7 @@ KEYS = ("model", "optimizer", "schedule", "step", "epoch", "random_state", "conf
 class TrainingState:
     """A run in progress: what is trained, and how far it is."""
 
-    model: nn.Module
+    model: FasterRCNN
     optimizer: optim.Optimizer
     config: Config
     classes: list[str]  # names, in label order
@@ -34,9 +35,9 @@ class TrainingState:
     unlogged: dict[str, float] = field(default_factory=dict)  # sums of the losses since the last row of log.csv
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> FasterRCNN:
         """The model to detect with: the averaged one, or else the one that is trained."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(FasterRCNN, self.average.module)
 
 
 def save_training(path: str | Path, state: TrainingState) -> None:
