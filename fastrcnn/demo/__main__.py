@@ -22,7 +22,7 @@ from fastrcnn.training.train import train
 CONFIG = "faster_rcnn_r18_fpn_scenes"
 REQUIRED_AP50 = 0.90
 NUM_TRAIN, NUM_VAL = 800, 120
-_RUN_FILES = ("*.pth", "config.yaml", "log.csv", "metrics.json", "curves.png")
+_RUN_FILES = ("*.pth", "config.yaml", "log.csv", "log.jsonl", "metrics.json", "curves.png", "predictions/*.jpg")
 
 
 def main() -> int:
