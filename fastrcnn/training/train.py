@@ -126,7 +126,7 @@ def train(config: Config, resume: bool = False) -> dict:
     if evaluation_due(state, history):  # before the first step, or an earlier run was stopped in its evaluation
         if state.step == 0:
             from_main(lambda: save_training(last, state))
-        validate(state, val_set, device, folder, history, board)
+        validate(state, val_set, device, folder, board, history)
 
     for epoch in range(state.epoch, epochs):
         model.train()
@@ -179,7 +179,7 @@ def train(config: Config, resume: bool = False) -> dict:
             from_main(lambda: save_epoch(folder, state))
             saved_at = time.monotonic()
         if evaluation_due(state, history):
-            validate(state, val_set, device, folder, history, board)
+            validate(state, val_set, device, folder, board, history)
 
     log.close()
     best = max(history, key=lambda entry: entry["AP"])
@@ -321,8 +321,8 @@ def validate(
     dataset: Dataset,
     device: torch.device,
     folder: Path,
-    history: list[dict],
     board: TensorBoard | None,
+    history: list[dict],
 ) -> None:
     """Evaluates, in all processes, updates `history`, and writes what write_validation says."""
     evaluation = evaluate(state.evaluated, dataset, state.config, device)
