@@ -1,7 +1,7 @@
 """The command line. Each command imports what it needs, so that help is quick."""
 
 import argparse
-import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,46 +63,16 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from fastrcnn.distributed import process_group
-
-    with process_group():  # torchrun's, if it started this one
-        return _evaluate(arguments)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from fastrcnn.atomic import atomic_write
-    from fastrcnn.class_names import placeholder_names
     from fastrcnn.config import load_config
-    from fastrcnn.data.read import read_dataset, summary
-    from fastrcnn.detector import load
-    from fastrcnn.distributed import is_main
-    from fastrcnn.evaluation.evaluate import evaluate, metrics_table
-    from fastrcnn.evaluation.proposals import proposal_recall, propose_dataset
+    from fastrcnn.distributed import process_group
+    from fastrcnn.evaluate_checkpoints import evaluate_checkpoints
 
-    config = load_config(arguments.config, arguments.overrides)
-    detector = load(config, arguments.checkpoint)
-    count = len(detector.classes)
-    # Labels mean what they did in training: the checkpoint's names choose the classes, or else the data's order does.
-    known = [] if detector.classes == placeholder_names(count) else detector.classes
-    dataset = read_dataset(config.data.val, known, config.data.rename)
-    if len(dataset.classes) != count:
-        raise ValueError(f"The model has {count} classes, {dataset.name} has {len(dataset.classes)}")
-    if is_main():
-        print(summary(dataset))
-    if arguments.proposals:
-        metrics: dict = proposal_recall(dataset, propose_dataset(detector.model, dataset, config, detector.device))
-        text = "\n".join(f"{name:>8} {recall:.3f}" for name, recall in metrics.items() if recall >= 0)
-    else:
-        metrics = evaluate(detector.model, dataset, config, detector.device)
-        text = metrics_table(metrics)
-    if not is_main():
-        return 0
-    print(text)
-    path = Path(config.output_dir) / ("proposal_recall.json" if arguments.proposals else "eval_results.json")
-    content = {"checkpoint": arguments.checkpoint, "dataset": dataset.name, "metrics": metrics}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"Also in {path}")
+    # argparse gives --checkpoint everything that follows it.
+    is_override = {item: re.match(r"[\w.]+=", item) and not Path(item).exists() for item in arguments.checkpoint}
+    overrides = [*arguments.overrides, *(item for item in arguments.checkpoint if is_override[item])]
+    checkpoints = [item for item in arguments.checkpoint if not is_override[item]]
+    with process_group():  # torchrun's, if it started this one
+        evaluate_checkpoints(load_config(arguments.config, overrides), checkpoints, arguments.proposals)
     return 0
 
 
@@ -194,10 +164,17 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "eval",
         evaluate,
-        "measures a detector on the validation data: COCO metrics, AP of each class, and VOC mAP for VOC data",
+        "measures detectors on the validation data: COCO and VOC metrics, AP of each class, curves, confusions",
         "fastrcnn eval my_cells.yaml --checkpoint runs/my_cells/best.pth data.test.scale=[640,480]",
     )
-    command.add_argument("--checkpoint", metavar="F", help=_CHECKPOINT_HELP)
+    command.add_argument(
+        "--checkpoint",
+        metavar="F",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=f"{_CHECKPOINT_HELP}; several, or folders of *.pth, are compared in a table",
+    )
     command.add_argument(
         "--proposals",
         action="store_true",

@@ -232,6 +232,8 @@ class TrainConfig:
     log_every: int = 50  # steps
     eval_every: int = 1  # epochs; the last epoch is always evaluated
     eval_first: bool = False  # evaluate before the first step too: the start of a fine-tuning, errors in the data
+    predictions: int = 4  # validation images that each evaluation draws into output_dir/predictions; 0: none
+    tensorboard: bool = False  # write the log for TensorBoard, too (needs the package tensorboard)
     checkpoint_minutes: float = 30.0  # last.pth is written after each epoch, and this often within one
     keep_checkpoints: int = 3  # newest epoch_<k>.pth files to keep; -1: all
 

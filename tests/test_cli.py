@@ -234,7 +234,7 @@ def test_eval_keeps_the_checkpoints_order_of_classes(
     """The file's category 1 is "wide"; it must be label 1 for a checkpoint that lists "tall" first."""
     config, checkpoint = run
     measured = []
-    evaluation = importlib.import_module("fastrcnn.evaluation.evaluate")  # the package has a function of this name
+    evaluation = importlib.import_module("fastrcnn.evaluate_checkpoints")
     real = evaluation.evaluate
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: measured.append(args[1]) or real(*args))
     content = torch.load(checkpoint, weights_only=True)

@@ -188,7 +188,7 @@ def test_evaluation_from_the_command_line(pictures: Path, tmp_path: Path) -> Non
     ]
     (tmp_path / "found.json").write_text(json.dumps(content))
     config = tiny_config(pictures, tmp_path, *overrides)
-    expected = evaluate(detector.model, read_dataset(config.data.val), config, detector.device)
+    expected = evaluate(detector.model, read_dataset(config.data.val), config, detector.device).metrics
     torch.set_num_threads(threads)
     assert 0 < expected["AP"] < 1
 

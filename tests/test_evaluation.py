@@ -339,7 +339,7 @@ def painted(tmp_path: Path) -> tuple[Dataset, Config]:
 def test_evaluate_runs_every_image_in_evaluation_mode(painted: tuple[Dataset, Config]) -> None:
     data, config = painted
     model = Replay([found(([10, 10, 50, 50], 0.9, 0)), found(([10, 10, 50, 50], 0.8, 0))]).train()
-    metrics = evaluate(model, data, config, torch.device("cpu"))
+    metrics = evaluate(model, data, config, torch.device("cpu")).metrics
     # Image 1 is found (AP 1) though image 2's false cat scores less; image 2's dog is missed (AP 0).
     assert metrics["per_class"] == {"cat": pytest.approx(1), "dog": 0}
     assert metrics["AP"] == pytest.approx(0.5)
@@ -355,7 +355,8 @@ def test_evaluate_runs_every_image_in_evaluation_mode(painted: tuple[Dataset, Co
 def test_evaluate_adds_voc_map_for_voc_data(painted: tuple[Dataset, Config]) -> None:
     data, config = painted
     config.data.val.format = "voc"
-    metrics = evaluate(Replay([found(([10, 10, 50, 50], 0.9, 0)), found()]), data, config, torch.device("cpu"))
+    model = Replay([found(([10, 10, 50, 50], 0.9, 0)), found()])
+    metrics = evaluate(model, data, config, torch.device("cpu")).metrics
     assert metrics["VOC_mAP"] == metrics["VOC07_mAP"] == pytest.approx(0.5)
     assert metrics["VOC_per_class"] == metrics["VOC07_per_class"] == {"cat": 1, "dog": 0}
     table = metrics_table(metrics | {"VOC_per_class": {"cat": 0.91, "dog": -1}, "VOC07_per_class": {"cat": 0.83}})

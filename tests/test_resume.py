@@ -87,7 +87,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     for run in (folder, expected):
         with open(run / "log.csv", newline="") as file:
             logs.append([{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)])
-    assert logs[0] == logs[1]
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in row.items() if k not in TIMES} for row in lines])
+    assert logs[0] == logs[2] and logs[1] == logs[3]
     histories = [json.loads((run / "metrics.json").read_text()) for run in (folder, expected)]
     for entry in histories[0] + histories[1]:
         del entry["images_per_second"]
@@ -152,6 +154,8 @@ def test_rows_and_files_after_the_last_checkpoint_are_redone(
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
     with open(tmp_path / "log.csv", "a") as file:
         file.write("6,2,0.0")
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "ep')
     train(config, resume=True)
     assert_same_run(tmp_path, undisturbed)
 

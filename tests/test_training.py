@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_training import STEPS_PER_EPOCH, small_resnet, tiny_config, write_pict
 from fastrcnn.config import load_config
 from fastrcnn.models.build import build_model
 from fastrcnn.training import train as loop
+from fastrcnn.training.curves import can_draw
 from fastrcnn.training.log import COLUMNS, LOSSES, peak_memory_mb
 from fastrcnn.training.train import train
 from fastrcnn.training.weights import load_initial_weights
@@ -55,7 +57,10 @@ def test_writes_what_the_contract_says(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
     names = {path.name for path in folder.iterdir()}
     checkpoints = {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth"}
-    assert names - {"tiny.yaml"} == checkpoints | {"config.yaml", "log.csv", "metrics.json", "curves.png"}
+    rest = {"config.yaml", "log.csv", "log.jsonl", "metrics.json", "predictions"} | (
+        {"curves.png"} if can_draw() else set()
+    )
+    assert names - {"tiny.yaml"} == checkpoints | rest
 
 
 def test_log_rows(finished: tuple[Path, dict]) -> None:
@@ -69,6 +74,7 @@ def test_log_rows(finished: tuple[Path, dict]) -> None:
         assert sum(float(row[name]) for name in LOSSES) == pytest.approx(float(row["loss"]), rel=1e-4)
         assert float(row["images_per_second"]) > 0
         assert 0 < float(row["data_wait"]) < 1
+        assert 0 < float(row["grad_norm"]) < 1000
         assert int(row["memory_mb"]) <= peak_memory_mb(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -90,7 +96,7 @@ def test_log_lines(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "6 images" in printed  # the summary of the data
     (line,) = [line for line in printed.splitlines() if line.startswith("epoch 1  step 3/3")]
-    for part in ("lr 0.011", "loss ", "rpn_cls", "images/s", "waiting for data", "MB", "0:00:00 left"):
+    for part in ("lr 0.011", "loss ", "rpn_cls", "gradient ", "images/s", "waiting for data", "MB", "0:00:00 left"):
         assert part in line
     assert "After epoch 1" in printed
 
@@ -109,9 +115,12 @@ def test_evaluates_every_so_many_epochs_and_the_last(
 ) -> None:
     evaluated = {1: 0.3, 2: 0.5, 3: 0.4}
     results = iter(evaluated.values())
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": next(results), "AP50": 0.5})
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_: SimpleNamespace(metrics={"AP": next(results), "AP50": 0.5}, detections={})
+    )
     monkeypatch.setattr(loop, "metrics_table", str)
-    train(tiny_config(pictures, tmp_path, "schedule.epochs=5", "train.eval_every=2", "train.keep_checkpoints=2"))
+    settings = ["schedule.epochs=5", "train.eval_every=2", "train.keep_checkpoints=2", "train.predictions=0"]
+    train(tiny_config(pictures, tmp_path, *settings))
     history = json.loads((tmp_path / "metrics.json").read_text())
     assert [entry["epoch"] for entry in history] == [2, 4, 5]
     assert torch.load(tmp_path / "best.pth", weights_only=True)["epoch"] == 4  # of the highest AP

@@ -22,7 +22,7 @@ from fastrcnn.training.train import train
 CONFIG = "faster_rcnn_r18_fpn_scenes"
 REQUIRED_AP50 = 0.90
 NUM_TRAIN, NUM_VAL = 800, 120
-_RUN_FILES = ("*.pth", "config.yaml", "log.csv", "metrics.json", "curves.png")
+_RUN_FILES = ("*.pth", "config.yaml", "log.csv", "log.jsonl", "metrics.json", "curves.png", "predictions/*.jpg")
 
 
 def main() -> int:
@@ -54,7 +54,7 @@ def run_demo(out: Path, overrides: list[str] | None = None, num_train: int = NUM
     train(config)
     detector = load(config, out / "best.pth")
     scenes = read_dataset(config.data.val, detector.classes)
-    metrics = evaluate(detector.model, scenes, config, detector.device)
+    metrics = evaluate(detector.model, scenes, config, detector.device).metrics
     figures = measure(out, detector, scenes.samples[0].path)
     page = write_page(out, detector, scenes, metrics, figures)
     print(

@@ -20,12 +20,18 @@ from fastrcnn.models.detections import Detections
 # In the order of COCOeval.stats. AP: the mean over IoU 0.50:0.05:0.95; s, m, l: area up to 32^2, up to 96^2, above, in
 # pixels; ARk: recall with the k highest scored detections of each image, ARs, ARm, ARl with 100.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+IOU_THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]
+RECALLS = [round(0.01 * i, 2) for i in range(101)]  # at which the precision is sampled
 
 
 @dataclass(frozen=True)
 class CocoResult:
     metrics: dict[str, float]  # METRICS -> 0 .. 1; -1 where the dataset has no such object
-    per_class: dict[str, float]  # class name -> AP, likewise
+    per_class: dict[str, float]  # class name -> AP, likewise; in label order
+    # The precision-recall curves, float64 [10, 101, C]: IOU_THRESHOLDS, RECALLS, classes in label order; objects of any
+    # size, 100 detections per image. -1 for a class without objects.
+    precision: np.ndarray  # the highest precision at this recall or beyond; 0 if it is not reached
+    scores: np.ndarray  # the score threshold at which the recall is reached, 0 if it is not
 
 
 def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[str, float]:
@@ -48,18 +54,21 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> dict
 
 
 def evaluate_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
-    """coco_metrics, and the AP of each class."""
+    """coco_metrics, the AP of each class, and the precision-recall curves."""
     with quiet():
         evaluator = coco_evaluator(dataset, detections)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], any area, 100 detections
+    # catIds are sorted, classes need not be
+    columns = [evaluator.params.catIds.index(id) for id in dataset.category_ids]
+    precision, scores = (evaluator.eval[name][:, :, columns, 0, -1] for name in ("precision", "scores"))
     per_class = {}
-    for name, category_id in zip(dataset.classes, dataset.category_ids, strict=True):
-        values = precision[:, :, evaluator.params.catIds.index(category_id)]  # catIds are sorted, classes need not be
+    for label, name in enumerate(dataset.classes):
+        values = precision[:, :, label]
         per_class[name] = float(values.mean()) if values.min() > -1 else -1.0
-    return CocoResult({name: float(value) for name, value in zip(METRICS, evaluator.stats, strict=True)}, per_class)
+    metrics = {name: float(value) for name, value in zip(METRICS, evaluator.stats, strict=True)}
+    return CocoResult(metrics, per_class, precision, scores)
 
 
 def quiet() -> contextlib.AbstractContextManager:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from fastrcnn.config import Config
 from fastrcnn.data.loader import Batch, test_loader
 from fastrcnn.data.sample import Dataset
 from fastrcnn.distributed import all_gather_objects, from_main, is_main, rank, world_size
-from fastrcnn.evaluation.coco import METRICS, evaluate_coco
+from fastrcnn.evaluation.coco import METRICS, CocoResult, evaluate_coco
 from fastrcnn.evaluation.voc import voc_ap
 from fastrcnn.models.detections import Detections
 from fastrcnn.models.faster_rcnn import FasterRCNN
@@ -67,35 +67,48 @@ def run_over_dataset(
     return {sample.image_id: everyones[sample.image_id] for sample in dataset.samples}
 
 
-def evaluate(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device) -> dict:
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model finds in a dataset, and how good that is."""
+
+    metrics: dict  # see evaluate()
+    detections: dict[int, Detections]  # image id -> boxes in pixels of the original image, on the CPU
+    coco: CocoResult  # the precision-recall curves besides
+    detecting: float  # seconds: reading the files, detecting, rescaling the boxes
+    measuring: float  # seconds
+
+
+def evaluate(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.device) -> Evaluation:
     """Detects in every image of the dataset, one at a time, and measures.
 
     Several processes share the images; the numbers are those of one process, and all get them.
 
     Returns:
-        The twelve COCO metrics (fastrcnn.evaluation.coco.METRICS) and "per_class" {class name: AP}; for a dataset in
-        VOC format also "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU 0.5, with "VOC_per_class" and
-        "VOC07_per_class"; all 0 .. 1, or -1 where the dataset has no such object. "images_per_second": over reading the
-        files, detecting and rescaling, not measuring.
+        An Evaluation. Its metrics: the twelve COCO metrics (fastrcnn.evaluation.coco.METRICS) and "per_class"
+        {class name: AP}; for a dataset in VOC format also "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU
+        0.5, with "VOC_per_class" and "VOC07_per_class"; all 0 .. 1, or -1 where the dataset has no such object.
+        "images_per_second": over reading the files, detecting and rescaling, not measuring.
     """
     start = time.perf_counter()
     detections = detect_dataset(model, dataset, config, device)
-    rate = len(dataset.samples) / (time.perf_counter() - start)
-    return from_main(lambda: _measure(dataset, detections, config) | {"images_per_second": rate})
+    detecting = time.perf_counter() - start
+    return from_main(lambda: _measure(dataset, detections, config, detecting))
 
 
-def _measure(dataset: Dataset, detections: dict[int, Detections], config: Config) -> dict:
+def _measure(dataset: Dataset, detections: dict[int, Detections], config: Config, detecting: float) -> Evaluation:
+    start = time.perf_counter()
     coco = evaluate_coco(dataset, detections)
     metrics: dict = {**coco.metrics, "per_class": coco.per_class}
     if config.data.val.format == "voc":
         for name, eleven_point in (("VOC", False), ("VOC07", True)):
             result = voc_ap(dataset, detections, eleven_point=eleven_point)
             metrics |= {f"{name}_mAP": result["mAP"], f"{name}_per_class": result["per_class"]}
-    return metrics
+    metrics["images_per_second"] = len(dataset.samples) / detecting
+    return Evaluation(metrics, detections, coco, detecting, time.perf_counter() - start)
 
 
 def metrics_table(metrics: dict) -> str:
-    """What evaluate() returned as text: the metrics, then the APs of each class."""
+    """Evaluation.metrics as text: the metrics, then the APs of each class."""
     names = [name for name in (*METRICS, "VOC_mAP", "VOC07_mAP") if name in metrics]
     lines = ["".join(f"{name:>10}" for name in row) + "\n" + "".join(_cell(metrics[name], 10) for name in row)
              for row in (names[:6], names[6:12], names[12:]) if row]  # fmt: skip

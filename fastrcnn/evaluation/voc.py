@@ -10,6 +10,7 @@ import numpy as np
 
 from fastrcnn.data.sample import Dataset
 from fastrcnn.evaluation.check import check_detections
+from fastrcnn.evaluation.overlap import iou
 from fastrcnn.models.detections import Detections
 
 
@@ -63,7 +64,7 @@ def _outcomes(
         detected = detections[sample.image_id]
         image_labels = detected.labels.numpy()
         image_scores, boxes = detected.scores.double().numpy(), detected.boxes.double().numpy()
-        overlaps = _iou(boxes, sample.boxes)
+        overlaps = iou(boxes, sample.boxes)
         overlaps[image_labels[:, None] != sample.labels[None, :]] = -1.0
         ignored = sample.difficult | sample.crowd
         found = np.zeros(len(sample.labels), bool)
@@ -80,15 +81,6 @@ def _outcomes(
         labels.append(image_labels)
         outcomes.append(image_outcomes)
     return np.concatenate(scores), np.concatenate(labels), np.concatenate(outcomes)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU [n, m] of float64 boxes [n, 4] and [m, 4]; 0 where the union is empty."""
-    corners_low, corners_high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-    intersection = (corners_high - corners_low).clip(min=0).prod(-1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
-    union = area_a[:, None] + area_b - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _area(found: np.ndarray, precision: np.ndarray, count: int) -> float:

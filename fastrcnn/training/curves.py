@@ -1,4 +1,4 @@
-"""curves.png: the losses, the learning rate and the validation AP of a run, drawn from its log.csv and metrics.json."""
+"""curves.png: losses, gradient norm, learning rate and validation AP of a run, from its log.csv and metrics.json."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +20,17 @@ def draw_curves(folder: Path, history: list[dict[str, Any]]) -> None:
 
     rows = read_log(folder / "log.csv")
     steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = Figure(figsize=(8, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, rate, quality = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 2))
+    losses, gradient, rate, quality = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 1, 2))
     for name in (*LOSSES, "loss"):
         losses.plot(steps, [row[name] for row in rows], label=name, color="black" if name == "loss" else None)
     losses.set_ylabel("loss")
     losses.set_ylim(bottom=0)
     losses.legend()
+    gradient.plot(steps, [row["grad_norm"] for row in rows])
+    gradient.set_ylabel("gradient norm")
+    gradient.set_ylim(bottom=0)
     rate.plot(steps, [row["lr"] for row in rows])
     rate.set_ylabel("learning rate")
     for name in ("AP", "AP50"):
@@ -37,7 +40,7 @@ def draw_curves(folder: Path, history: list[dict[str, Any]]) -> None:
     quality.set_ylabel("validation AP")
     quality.set_xlabel("step")
     quality.legend()
-    for axes in (losses, rate, quality):
+    for axes in (losses, gradient, rate, quality):
         axes.grid(alpha=0.3)
     with atomic_write(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)

@@ -1,23 +1,26 @@
-"""What a run says and records while it goes: the progress bar, lines and rows of log.csv, metrics.json."""
+"""What a run says and records while it goes: the progress bar, lines, rows of log.csv and log.jsonl, metrics.json."""
 
 import csv
 import json
+import math
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn.atomic import atomic_write
 from fastrcnn.distributed import is_main
+from fastrcnn.training.tensorboard import TensorBoard
 
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
-COLUMNS = ("step", "epoch", "lr", *LOSSES, "loss", "images_per_second", "data_wait", "memory_mb")
+COLUMNS = ("step", "epoch", "lr", *LOSSES, "loss", "grad_norm", "images_per_second", "data_wait", "memory_mb")
 Item = TypeVar("Item")
 
 
@@ -34,25 +37,37 @@ class RunLog:
     Of several processes the main one writes; images are counted over all, waiting and memory are its own.
 
     log.csv has one row for each such moment: the steps done, the number of the epoch (from 1), the learning rate of
-    the last step, the means of the losses and of their sum since the row before, images per second, the share of the
-    time that the step waited for the loader, and the peak memory of the process (on CUDA: of the tensors on the GPU).
+    the last step, the means of the losses and of their sum since the row before, the norm of the last step's gradient
+    before clipping (inf where float16 overflowed and the step was left out), images per second, the share of the time
+    that the step waited for the loader, and the peak memory of the process (on CUDA: of the tensors on the GPU).
+    log.jsonl has the same rows, each a line of JSON (null for inf).
 
     Args:
-        folder: of log.csv. A file that is there is continued; rows beyond `step` are dropped, those steps are redone.
+        folder: of both. Files that are there are continued; rows beyond `step` are dropped, those steps are redone.
         step, total_steps: where the run starts and ends.
         unlogged: sums since the last row, updated in place; not empty if the run continues from within a row.
+        board: takes the rows, too, if there is one.
     """
 
     def __init__(
-        self, folder: Path, every: int, step: int, total_steps: int, device: torch.device, unlogged: dict[str, float]
+        self,
+        folder: Path,
+        every: int,
+        step: int,
+        total_steps: int,
+        device: torch.device,
+        unlogged: dict[str, float],
+        board: TensorBoard | None = None,
     ) -> None:
         self.every = every
         self.total_steps = total_steps
         self.device = device
         self._unlogged = unlogged
-        self._path = folder / "log.csv"
+        self._board = board
+        self._csv, self._jsonl = folder / "log.csv", folder / "log.jsonl"
         if is_main():
-            _drop_rows_beyond(self._path, step)
+            _drop_rows_beyond(self._csv, step, lambda line: line.split(",", 1)[0])
+            _drop_rows_beyond(self._jsonl, step, lambda line: json.loads(line)["step"])
         disable = None if is_main() else True  # None: where standard error is no terminal
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
         self.restart_clock()
@@ -77,8 +92,20 @@ class RunLog:
                 self._waited += time.perf_counter() - before
             yield batch
 
-    def add(self, step: int, epoch: int, rate: float, losses: dict[str, float], images: int, epoch_ends: bool) -> None:
-        """Records step `step` (from 1) of epoch `epoch` (from 1), which trained on `images` images."""
+    def add(
+        self,
+        step: int,
+        epoch: int,
+        rate: float,
+        losses: dict[str, float],
+        grad_norm: Tensor,
+        images: int,
+        epoch_ends: bool,
+    ) -> None:
+        """Records step `step` (from 1) of epoch `epoch` (from 1), which trained on `images` images.
+
+        grad_norm, a tensor of one number, is read for a row only: reading it waits for the GPU.
+        """
         total = sum(losses.values())
         for name, value in {**losses, "loss": total, "steps": 1.0}.items():
             self._unlogged[name] = self._unlogged.get(name, 0.0) + value
@@ -89,37 +116,37 @@ class RunLog:
         self._bar.set_postfix_str(f"loss {total:.3f}, {self._images / seconds:.1f} images/s", refresh=False)
         self._bar.update()
         if step % self.every == 0 or epoch_ends:
-            self._write(step, epoch, rate, seconds)
+            self._write(step, epoch, rate, grad_norm.item(), seconds)
 
     def close(self) -> None:
         self._bar.close()
+        if self._board is not None:
+            self._board.close()
 
-    def _write(self, step: int, epoch: int, rate: float, seconds: float) -> None:
+    def _write(self, step: int, epoch: int, rate: float, grad_norm: float, seconds: float) -> None:
         steps = self._unlogged.pop("steps")
         means = {name: total / steps for name, total in self._unlogged.items()}
         row = {
             "step": step,
             "epoch": epoch,
-            "lr": f"{rate:.6g}",
-            **{name: f"{mean:.6g}" for name, mean in means.items()},
-            "images_per_second": f"{self._images / seconds:.4g}",
-            "data_wait": f"{self._waited / seconds:.3f}",
+            "lr": _rounded(rate),
+            **{name: _rounded(mean) for name, mean in means.items()},
+            "grad_norm": _rounded(grad_norm),
+            "images_per_second": _rounded(self._images / seconds, 4),
+            "data_wait": round(self._waited / seconds, 3),
             "memory_mb": peak_memory_mb(self.device),
         }
         left = timedelta(seconds=round(seconds / self._steps * (self.total_steps - step)))
         parts = ", ".join(f"{name.removeprefix('loss_')} {means[name]:.4f}" for name in LOSSES)
         say(
-            f"epoch {epoch}  step {step}/{self.total_steps}  lr {row['lr']}  loss {means['loss']:.4f} ({parts})  "
-            f"{row['images_per_second']} images/s, {self._waited / seconds:.0%} waiting for data  "
-            f"{row['memory_mb']} MB  {left} left"
+            f"epoch {epoch}  step {step}/{self.total_steps}  lr {rate:.6g}  loss {means['loss']:.4f} ({parts})  "
+            f"gradient {grad_norm:.3g}  {self._images / seconds:.4g} images/s, {self._waited / seconds:.0%} waiting "
+            f"for data  {row['memory_mb']} MB  {left} left"
         )
         if is_main():
-            new = not self._path.exists()
-            with open(self._path, "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            _append(self._csv, self._jsonl, row)
+        if self._board is not None:
+            self._board.row(row)
         self._unlogged.clear()
         self.restart_clock()
 
@@ -133,13 +160,31 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in row.items()} for row in rows if all(row.get(column) for column in COLUMNS)]
 
 
-def _drop_rows_beyond(path: Path, step: int) -> None:
+def _append(table: Path, lines: Path, row: dict[str, float]) -> None:
+    new = not table.exists()
+    with open(table, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON knows no infinity
+    with open(lines, "a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def _rounded(value: float, digits: int = 6) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _drop_rows_beyond(path: Path, step: int, step_of: Callable[[str], str]) -> None:
+    """Keeps the rows up to `step`, without a last one that a kill cut short, and the header if there is one."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+    header = lines[:1] if path.suffix == ".csv" else []
+    kept = [line for line in lines[len(header) :] if line.endswith("\n") and int(step_of(line)) <= step]
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8", newline="")
+        temporary.write_text("".join(header + kept), encoding="utf-8", newline="")
 
 
 def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,8 +14,8 @@ from fastrcnn.data.loader import Batch, train_loader, training_dataset
 from fastrcnn.data.read import read_dataset, summary
 from fastrcnn.data.sample import Dataset
 from fastrcnn.device import choose_device
-from fastrcnn.distributed import from_main, max_restarts, process_group, rank, world_size
-from fastrcnn.evaluation.evaluate import evaluate, metrics_table
+from fastrcnn.distributed import from_main, is_main, max_restarts, process_group, rank, world_size
+from fastrcnn.evaluation.evaluate import Evaluation, evaluate, metrics_table
 from fastrcnn.models.build import build_model
 from fastrcnn.models.inputs import Target
 from fastrcnn.training.checkpoint import (
@@ -33,6 +32,7 @@ from fastrcnn.training.gradients import Gradients, average_running_statistics
 from fastrcnn.training.interruption import StopRequest
 from fastrcnn.training.log import RunLog, read_metrics, say, write_metrics
 from fastrcnn.training.precision import PRECISIONS, autocast, build_scaler
+from fastrcnn.training.predictions import draw_predictions, write_pictures
 from fastrcnn.training.schedule import (
     base_learning_rate,
     build_optimizer,
@@ -41,6 +41,7 @@ from fastrcnn.training.schedule import (
     unscaled_warning,
 )
 from fastrcnn.training.steps import steps, summarize
+from fastrcnn.training.tensorboard import TensorBoard, check_tensorboard
 from fastrcnn.training.weights import initial_weights
 
 
@@ -50,7 +51,8 @@ def train(config: Config, resume: bool = False) -> dict:
 
     Writes to config.output_dir: last.pth (after every epoch, every train.checkpoint_minutes, and when SIGINT or SIGTERM
     stops the run), best.pth (highest validation AP), epoch_<k>.pth (the newest train.keep_checkpoints), config.yaml,
-    log.csv, metrics.json (one entry per evaluation) and curves.png.
+    log.csv and log.jsonl, metrics.json (one entry per evaluation), curves.png, predictions/ (pictures of each
+    evaluation) and, with train.tensorboard, tensorboard/.
 
     A step takes train.accumulation batches in each process; its gradient is the mean of theirs, each loss normalised
     within its batch, so n processes are the same as one with n times the accumulation. The same seed gives the same
@@ -61,7 +63,7 @@ def train(config: Config, resume: bool = False) -> dict:
         config: the experiment.
         resume: continue from output_dir/last.pth; without such a file, start from the beginning.
     Returns:
-        The metrics of the last evaluation, as fastrcnn.evaluation.evaluate.
+        The metrics of the last evaluation, as Evaluation.metrics of fastrcnn.evaluation.evaluate.
     Raises:
         FileExistsError: output_dir holds a run, and not `resume`. ValueError: the data and the model do not fit, or
         last.pth does not fit the config. FloatingPointError: a loss that is not finite. FileNotFoundError,
@@ -115,7 +117,8 @@ def train(config: Config, resume: bool = False) -> dict:
         f"learning rate {base_rate:g}{unscaled_warning(config, step_images)}"
     )
 
-    log = RunLog(folder, config.train.log_every, state.step, total_steps, device, state.unlogged)
+    board = TensorBoard(folder, state.step) if config.train.tensorboard and is_main() else None
+    log = RunLog(folder, config.train.log_every, state.step, total_steps, device, state.unlogged, board)
     saved_at = time.monotonic()
     if not can_draw():
         say("There will be no curves.png: matplotlib is not installed (pip install matplotlib)")
@@ -123,7 +126,7 @@ def train(config: Config, resume: bool = False) -> dict:
     if evaluation_due(state, history):  # before the first step, or an earlier run was stopped in its evaluation
         if state.step == 0:
             from_main(lambda: save_training(last, state))
-        validate(state, val_set, device, folder, history)
+        validate(state, val_set, device, folder, board, history)
 
     for epoch in range(state.epoch, epochs):
         model.train()
@@ -150,8 +153,7 @@ def train(config: Config, resume: bool = False) -> dict:
                 done = summarize(step, stop.signal, checkpoint_due)
                 check_finite(done.losses, state.step, epoch, rate, step.image_ids)
                 state.scaler.unscale_(state.optimizer)
-                if config.optimizer.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+                grad_norm = clip_gradients(model, config.optimizer.clip_norm)
                 state.scaler.step(state.optimizer)
                 state.scaler.update(config.train.loss_scale)
                 average_running_statistics(model)
@@ -160,7 +162,8 @@ def train(config: Config, resume: bool = False) -> dict:
 
                 state.step += 1
                 state.epoch_batches += step.count
-                log.add(state.step, epoch + 1, rate, done.losses, done.images, state.epoch_batches == epoch_batches)
+                epoch_ends = state.epoch_batches == epoch_batches
+                log.add(state.step, epoch + 1, rate, done.losses, grad_norm, done.images, epoch_ends)
                 if done.signal is not None or done.checkpoint_due:
                     from_main(lambda: save_training(last, state))
                     saved_at = time.monotonic()
@@ -176,16 +179,18 @@ def train(config: Config, resume: bool = False) -> dict:
             from_main(lambda: save_epoch(folder, state))
             saved_at = time.monotonic()
         if evaluation_due(state, history):
-            validate(state, val_set, device, folder, history)
+            validate(state, val_set, device, folder, board, history)
 
     log.close()
     best = max(history, key=lambda entry: entry["AP"])
     say(f"Finished {state.epoch} epochs. Best AP {best['AP']:.3f} after epoch {best['epoch']}: {folder / 'best.pth'}")
+    if best is not history[-1]:  # whose table stands above
+        say(metrics_table(best))
     return {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
 
 
 def check_settings(config: Config, resume: bool) -> None:
-    """Raises ValueError for a setting out of its range, by its name."""
+    """Raises ValueError for a setting out of its range, by its name; ImportError for a package that it needs."""
     counts = {
         "schedule.epochs": config.schedule.epochs,
         "optimizer.base_batch_size": config.optimizer.base_batch_size,
@@ -213,11 +218,23 @@ def check_settings(config: Config, resume: bool) -> None:
             f"train.loss_scale must be positive and belongs to train.precision=float16, got {scale} with "
             f"{config.train.precision}"
         )
+    if config.train.predictions < 0:
+        raise ValueError(f"train.predictions must be at least 0, got {config.train.predictions}")
+    if config.train.tensorboard:
+        check_tensorboard()
     if max_restarts() > 0 and not resume:
         raise ValueError(
             f"torchrun may start this run again (--max-restarts={max_restarts()}), and then it has to continue: add "
             "--resume (where there is no last.pth, it starts from the beginning)"
         )
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> torch.Tensor:
+    """The norm of all gradients as one vector; where it exceeds `largest`, they are scaled down to that norm."""
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
 
 
 def check_classes(dataset: Dataset, config: Config) -> None:
@@ -300,18 +317,38 @@ def evaluation_due(state: TrainingState, history: list[dict]) -> bool:
     return state.epoch_batches == 0 and chosen and not done
 
 
-def validate(state: TrainingState, dataset: Dataset, device: torch.device, folder: Path, history: list[dict]) -> None:
-    """Evaluates, in all processes, and updates `history`, metrics.json, best.pth (a copy of last.pth), curves.png."""
-    metrics = evaluate(state.evaluated, dataset, state.config, device)
+def validate(
+    state: TrainingState,
+    dataset: Dataset,
+    device: torch.device,
+    folder: Path,
+    board: TensorBoard | None,
+    history: list[dict],
+) -> None:
+    """Evaluates, in all processes, updates `history`, and writes what write_validation says."""
+    evaluation = evaluate(state.evaluated, dataset, state.config, device)
+    metrics = evaluation.metrics
     say(f"After epoch {state.epoch}:\n{metrics_table(metrics)}")
     is_best = all(metrics["AP"] > entry["AP"] for entry in history)
     history.append({"epoch": state.epoch, "step": state.step, **metrics})
-    from_main(partial(write_validation, state, folder, history, is_best))
+    from_main(lambda: write_validation(state, folder, history, is_best))
+    from_main(lambda: show_predictions(state, folder, dataset, evaluation, board))
 
 
 def write_validation(state: TrainingState, folder: Path, history: list[dict], is_best: bool) -> None:
+    """Writes best.pth (a copy of last.pth), metrics.json and curves.png."""
     if is_best:
         atomic_copy(folder / "last.pth", folder / "best.pth")
     write_metrics(folder / "metrics.json", history)
     if can_draw():
         draw_curves(folder, history)
+
+
+def show_predictions(
+    state: TrainingState, folder: Path, dataset: Dataset, evaluation: Evaluation, board: TensorBoard | None
+) -> None:
+    """Draws a few images into folder/predictions and, with the metrics, for TensorBoard."""
+    pictures = draw_predictions(dataset, evaluation.detections, state.config.train.predictions)
+    write_pictures(folder / "predictions", pictures, state.epoch)
+    if board is not None:
+        board.evaluation(state.step, evaluation.metrics, pictures)
