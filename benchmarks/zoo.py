@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of the names of the rows to measure")
-    parser.add_argument("--quick", action="store_true", help="pictures of %d x %d, few repeats" % QUICK)
+    parser.add_argument("--quick", action="store_true", help=f"pictures of {QUICK[0]} x {QUICK[1]}, few repeats")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results; rows that are in it are not measured again")
     parser.add_argument("--seconds", type=float, help="begin no row after so many (default: measure them all)")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: %(default)s)")
