@@ -184,14 +184,15 @@ def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
     """Batch norm of a convolution. With running statistics the two are one convolution with scaled weights.
 
     Then no map is read or kept for the norm's sake: its gradients follow from those of the scaled weights and the bias.
-    On a GPU, where scaling the weights is five small launches for each convolution, the norm is computed as it is.
+    Not so on a GPU, where scaling is five small launches for each convolution, nor with weights of half precision, which
+    scaling would round once more.
     """
-    if norm.training or x.device.type != "cpu":
+    if norm.training or x.device.type != "cpu" or convolution.weight.dtype != norm.weight.dtype:
         return norm(convolution(x))
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = (convolution.weight * scale.view(-1, 1, 1, 1)).to(convolution.weight)
-    bias = (norm.bias - norm.running_mean * scale).to(weight)
+    weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    bias = norm.bias - norm.running_mean * scale
     c = convolution
     if (c.kernel_size, c.stride, c.padding, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1):
         return conv3x3(x, weight, bias)
