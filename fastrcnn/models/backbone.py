@@ -184,8 +184,8 @@ def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
     """Batch norm of a convolution. With running statistics the two are one convolution with scaled weights.
 
     Then no map is read or kept for the norm's sake: its gradients follow from those of the scaled weights and the bias.
-    Not so on a GPU, where scaling is five small launches for each convolution, nor with weights of half precision, which
-    scaling would round once more.
+    Not so on a GPU, where scaling is five small launches for each convolution, nor with weights of half precision,
+    which scaling would round once more.
     """
     if norm.training or x.device.type != "cpu" or convolution.weight.dtype != norm.weight.dtype:
         return norm(convolution(x))
