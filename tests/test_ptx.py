@@ -131,7 +131,7 @@ def roi_align(dtype: torch.dtype) -> Any:
 
 def roi_pool(dtype: torch.dtype) -> Any:
     results = []
-    for channels, layout in ((3, torch.contiguous_format), (5, torch.channels_last)):
+    for channels, layout in ((3, torch.contiguous_format), (5, torch.channels_last), (24, torch.channels_last)):
         features = torch.randn(2, channels, 20, 25, generator=seeded(0)).to(dtype).contiguous(memory_format=layout)
         features.requires_grad_()
         pooled = ops.roi_pool(features, hard_rois(17, dtype), (7, 6), 0.25)
@@ -156,8 +156,8 @@ def selection(dtype: torch.dtype) -> Any:
 
 
 NMS_KERNELS = {"nms_mask_kernel", "nms_scan_kernel", "nms_collect_kernel", "WriteScoreKey", "WriteGroups"}
-ROI_ALIGN_KERNELS = {"roi_align_kernel", "roi_align_scatter_kernel", "roi_align_gather_kernel"}
-ROI_POOL_KERNELS = {"MaxOfBin", "AddToMaximum", "roi_pool_gather_kernel"}
+ROI_ALIGN_KERNELS = {"roi_align_kernel", "roi_align_scatter_kernel", "PlaceOnTiles", "roi_align_gather_kernel"}
+ROI_POOL_KERNELS = {"roi_pool_kernel", "roi_pool_scatter_kernel", "roi_pool_gather_kernel"}
 PROPOSAL_KERNELS = {"top_k_bounds_kernel", "top_k_filter_kernel", "top_k_select_kernel", "WriteGroupMaximum"}
 PROPOSAL_KERNELS |= {"WriteProposal"} | NMS_KERNELS
 CODING_KERNELS = {"EncodeBox", "DecodeBox", "DecodeBoxBackward"}

@@ -85,6 +85,11 @@ void add_bits_of(InstructionSet& set, const std::string& type) {
     set["popc." + type + "/2"] = unary<uint32_t, U, [](U a) { return __builtin_popcountll(a); }>;
     set["clz." + type + "/2"] =
         unary<uint32_t, U, [](U a) { return a == 0 ? kBits : __builtin_clzll(a) - (64 - kBits); }>;
+    // The number of the highest bit that is set, or how far it is from the top; all ones if there is none.
+    set["bfind.u" + type.substr(1) + "/2"] =
+        unary<uint32_t, U, [](U a) { return a == 0 ? ~0u : static_cast<uint32_t>(63 - __builtin_clzll(a)); }>;
+    set["bfind.shiftamt.u" + type.substr(1) + "/2"] =
+        unary<uint32_t, U, [](U a) { return a == 0 ? ~0u : static_cast<uint32_t>(__builtin_clzll(a) - (64 - kBits)); }>;
     set["brev." + type + "/2"] = unary<U, U, [](U a) {
       U reversed = 0;
       for (uint32_t k = 0; k < kBits; ++k) reversed |= (a >> k & 1) << (kBits - 1 - k);
