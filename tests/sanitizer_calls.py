@@ -230,6 +230,7 @@ def call_iou_loss(ops) -> None:
                 for form in forms(pred):
                     form.requires_grad_()
                     ops.iou_loss(form, target, kind, mode).sum().backward()
+                    ops.iou_loss(form.detach(), target, kind, mode)
 
 
 def call_proposals(ops) -> None:

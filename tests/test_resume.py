@@ -248,10 +248,15 @@ def test_a_signal_that_comes_while_the_epoch_is_saved_acts_afterwards(
         os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny_config(pictures, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_training", save)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    # A program that was started in the background of a shell ignores SIGINT.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_training", save)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert (tmp_path / "epoch_1.pth").is_file()
     train(config, resume=True)
     assert_same_run(tmp_path, undisturbed)
