@@ -29,6 +29,8 @@ bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py
 	$(RUN) benchmarks/stages.py faster_rcnn_r50_fpn_1x_coco
 	$(RUN) benchmarks/inference.py faster_rcnn_r50_fpn_1x_coco
+	$(RUN) benchmarks/winograd.py
+	$(RUN) benchmarks/training.py faster_rcnn_r50_fpn_1x_coco
 
 lint: $(TESTABLE)
 	$(RUN) -m ruff check .
