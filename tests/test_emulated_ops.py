@@ -8,8 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -302,22 +301,10 @@ OP_TESTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def op_tests() -> Iterator[dict[str, Future]]:
-    """The op tests under both variants, which run side by side: each takes minutes on one core."""
-    with ThreadPoolExecutor() as pool:
-        yield {variant: pool.submit(run_op_tests, variant) for variant in ("address", "races")}
-
-
 @pytest.mark.skipif("CUDA_EMULATOR_VARIANT" in os.environ, reason="runs in the process that starts the others")
 @pytest.mark.parametrize("variant", ["address", "races"])
-def test_op_tests_under(op_tests, variant):
+def test_op_tests_under(variant):
     """All op tests again, and for AddressSanitizer those of this file."""
-    result = op_tests[variant].result()
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-
-
-def run_op_tests(variant: str) -> subprocess.CompletedProcess:
     build.library(variant)
     tests = Path(__file__).parent
     files = [tests / f"test_{name}.py" for name in OP_TESTS]
@@ -326,10 +313,11 @@ def run_op_tests(variant: str) -> subprocess.CompletedProcess:
     if variant == "address":
         environment |= build.preload()
         files.append(Path(__file__))
-    return subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=900,
     )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
