@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulator import emulated, ptx
+from tiny_training import small_resnet, write_pictures
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -54,6 +55,21 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             yield torch.device("cpu")
     else:
         yield torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def small_backbone() -> Iterator[None]:
+    """The config's ResNet-18 is a small one, for training runs of a second (tiny_training.py)."""
+    with small_resnet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tiny_training.write_pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
+    return folder
 
 
 # --- reproducible inputs ----------------------------------------------------------------------------------------------

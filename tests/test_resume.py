@@ -9,33 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import small_resnet, tiny_config, write_pictures
+from tiny_training import tiny_config
 from train_tiny import run as train_tiny
 
 from fastrcnn.training import train as loop
+from fastrcnn.training import validation
 from fastrcnn.training.checkpoint import KEYS, load_training
 from fastrcnn.training.interruption import StopRequest
 from fastrcnn.training.train import train
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
 TIMES = ("images_per_second", "data_wait", "memory_mb")  # columns and entries that differ between equal runs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    with small_resnet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +175,7 @@ def test_evaluation_that_was_stopped_is_made_up_for(
 
     config = tiny_config(pictures, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", stop)
+        patch.setattr(validation, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     train(config, resume=True)

@@ -2,35 +2,24 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import STEPS_PER_EPOCH, small_resnet, tiny_config, write_pictures
+from tiny_training import STEPS_PER_EPOCH, tiny_config, write_pictures
 
 from fastrcnn.config import load_config
 from fastrcnn.models.build import build_model
 from fastrcnn.training import train as loop
+from fastrcnn.training import validation
 from fastrcnn.training.curves import can_draw
 from fastrcnn.training.log import COLUMNS, LOSSES, peak_memory_mb
 from fastrcnn.training.train import train
 from fastrcnn.training.weights import load_initial_weights
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    with small_resnet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +105,10 @@ def test_evaluates_every_so_many_epochs_and_the_last(
     evaluated = {1: 0.3, 2: 0.5, 3: 0.4}
     results = iter(evaluated.values())
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_: SimpleNamespace(metrics={"AP": next(results), "AP50": 0.5}, detections={})
+        validation, "evaluate", lambda *_: SimpleNamespace(metrics={"AP": next(results), "AP50": 0.5}, detections={})
     )
-    monkeypatch.setattr(loop, "metrics_table", str)
+    for module in (loop, validation):
+        monkeypatch.setattr(module, "metrics_table", str)
     settings = ["schedule.epochs=5", "train.eval_every=2", "train.keep_checkpoints=2", "train.predictions=0"]
     train(tiny_config(pictures, tmp_path, *settings))
     history = json.loads((tmp_path / "metrics.json").read_text())

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from conftest import seeded
 from test_resume import assert_same, at_step
 from tiny_model import SIZES, images, small, targets
-from tiny_training import small_resnet, tiny_config, write_pictures
+from tiny_training import tiny_config
 from torch import nn
 
 from fastrcnn.config import BackboneConfig, Config, TrainConfig
@@ -20,22 +19,12 @@ from fastrcnn.models.activation_checkpointing import checkpointed
 from fastrcnn.models.backbone import ResNet
 from fastrcnn.models.vgg import VGG16
 from fastrcnn.training import train as loop
+from fastrcnn.training import validation
 from fastrcnn.training.precision import autocast, build_scaler
 from fastrcnn.training.schedule import build_optimizer
 from fastrcnn.training.train import train
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_backbone() -> Iterator[None]:
-    with small_resnet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 @pytest.fixture(scope="module")
@@ -247,14 +236,14 @@ def test_averaged_weights_are_saved_and_evaluated(
         after_step.append({name: value.clone() for name, value in model.state_dict().items()})
 
     evaluated: list[dict[str, torch.Tensor]] = []
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def noted(model: nn.Module, *rest: Any) -> dict:
         evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
         return evaluate(model, *rest)
 
     monkeypatch.setattr(loop, "average_running_statistics", note)
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(validation, "evaluate", noted)
     train(tiny_config(pictures, tmp_path, "train.ema_decay=0.8"))
     saved = last(tmp_path)
     assert_same(saved["average"]["trained_model"], last(plain)["model"])
@@ -340,13 +329,13 @@ def test_no_loader_of_training_works_on_during_evaluation(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def count(*arguments: Any) -> dict:
         alive.append(len(multiprocessing.active_children()))
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", count)
+    monkeypatch.setattr(validation, "evaluate", count)
     train(tiny_config(pictures, tmp_path, "train.workers=2"))
     assert alive == [0, 0]
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,30 +10,20 @@ import numpy as np
 import pytest
 import torch
 from test_evaluation import dataset, found
-from tiny_training import STEPS_PER_EPOCH, small_resnet, tiny_config, write_pictures
+from tiny_training import STEPS_PER_EPOCH, tiny_config
 from torch import nn
 
 from fastrcnn.cli import main
 from fastrcnn.data.sample import Dataset, make_sample
 from fastrcnn.training import train as loop
+from fastrcnn.training import validation
 from fastrcnn.training.log import RunLog
 from fastrcnn.training.predictions import chosen_samples, draw_predictions
 from fastrcnn.training.train import clip_gradients, train
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
 tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    with small_resnet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -90,7 +79,7 @@ def test_the_best_evaluations_classes_are_printed_at_the_end(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also if another one came after it."""
-    real, values = loop.evaluate, iter([0.8765, 0.1])
+    real, values = validation.evaluate, iter([0.8765, 0.1])
 
     def evaluate(*arguments: object) -> object:
         result = real(*arguments)
@@ -98,7 +87,7 @@ def test_the_best_evaluations_classes_are_printed_at_the_end(
         result.metrics["per_class"] = {"wide": result.metrics["AP"] / 2, "tall": 0.0}
         return result
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     train(tiny_config(pictures, tmp_path))
     end = capsys.readouterr().out.split("Finished 2 epochs. Best AP 0.876 after epoch 1")[1]
     assert "wide   0.438" in end

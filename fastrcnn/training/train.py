@@ -8,14 +8,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastrcnn.atomic import atomic_copy, atomic_write
+from fastrcnn.atomic import atomic_write
 from fastrcnn.config import Config, to_yaml
 from fastrcnn.data.loader import Batch, train_loader, training_dataset
 from fastrcnn.data.read import read_dataset, summary
-from fastrcnn.data.sample import Dataset
 from fastrcnn.device import choose_device
-from fastrcnn.distributed import from_main, is_main, max_restarts, process_group, rank, world_size
-from fastrcnn.evaluation.evaluate import Evaluation, evaluate, metrics_table
+from fastrcnn.distributed import from_main, is_main, process_group, rank, world_size
+from fastrcnn.evaluation.evaluate import metrics_table
 from fastrcnn.models.build import build_model
 from fastrcnn.models.inputs import Target
 from fastrcnn.training.checkpoint import (
@@ -27,12 +26,12 @@ from fastrcnn.training.checkpoint import (
     save_training,
     seed_everything,
 )
-from fastrcnn.training.curves import can_draw, draw_curves
+from fastrcnn.training.checks import check_classes, check_finite, check_settings
+from fastrcnn.training.curves import can_draw
 from fastrcnn.training.gradients import Gradients, average_running_statistics
 from fastrcnn.training.interruption import StopRequest
-from fastrcnn.training.log import RunLog, read_metrics, say, write_metrics
-from fastrcnn.training.precision import PRECISIONS, autocast, build_scaler
-from fastrcnn.training.predictions import draw_predictions, write_pictures
+from fastrcnn.training.log import RunLog, read_metrics, say
+from fastrcnn.training.precision import autocast, build_scaler
 from fastrcnn.training.schedule import (
     base_learning_rate,
     build_optimizer,
@@ -41,7 +40,8 @@ from fastrcnn.training.schedule import (
     unscaled_warning,
 )
 from fastrcnn.training.steps import steps, summarize
-from fastrcnn.training.tensorboard import TensorBoard, check_tensorboard
+from fastrcnn.training.tensorboard import TensorBoard
+from fastrcnn.training.validation import evaluation_due, validate
 from fastrcnn.training.weights import initial_weights
 
 
@@ -189,75 +189,12 @@ def train(config: Config, resume: bool = False) -> dict:
     return {name: value for name, value in history[-1].items() if name not in ("epoch", "step")}
 
 
-def check_settings(config: Config, resume: bool) -> None:
-    """Raises ValueError for a setting out of its range, by its name; ImportError for a package that it needs."""
-    counts = {
-        "schedule.epochs": config.schedule.epochs,
-        "optimizer.base_batch_size": config.optimizer.base_batch_size,
-        "train.batch_size": config.train.batch_size,
-        "train.accumulation": config.train.accumulation,
-        "train.log_every": config.train.log_every,
-        "train.eval_every": config.train.eval_every,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    choices = {
-        "optimizer.kind": (config.optimizer.kind, ("sgd", "adamw")),
-        "schedule.decay": (config.schedule.decay, ("steps", "cosine")),
-        "train.precision": (config.train.precision, tuple(PRECISIONS)),
-    }
-    for name, (chosen, known) in choices.items():
-        if chosen not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
-    decay, scale = config.train.ema_decay, config.train.loss_scale
-    if decay is not None and not 0 < decay < 1:
-        raise ValueError(f"train.ema_decay must be between 0 and 1, or null for no average, got {decay}")
-    if scale is not None and not (scale > 0 and config.train.precision == "float16"):
-        raise ValueError(
-            f"train.loss_scale must be positive and belongs to train.precision=float16, got {scale} with "
-            f"{config.train.precision}"
-        )
-    if config.train.predictions < 0:
-        raise ValueError(f"train.predictions must be at least 0, got {config.train.predictions}")
-    if config.train.tensorboard:
-        check_tensorboard()
-    if max_restarts() > 0 and not resume:
-        raise ValueError(
-            f"torchrun may start this run again (--max-restarts={max_restarts()}), and then it has to continue: add "
-            "--resume (where there is no last.pth, it starts from the beginning)"
-        )
-
-
 def clip_gradients(model: nn.Module, largest: float | None) -> torch.Tensor:
     """The norm of all gradients as one vector; where it exceeds `largest`, they are scaled down to that norm."""
     norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     if largest is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
     return norm
-
-
-def check_classes(dataset: Dataset, config: Config) -> None:
-    """Raises ValueError unless the model has as many classes as the data."""
-    expected, found = config.model.box_head.num_classes, len(dataset.classes)
-    if expected != found:
-        listed = ", ".join(dataset.classes[:20]) + (", ..." if found > 20 else "")
-        raise ValueError(
-            f"The model has model.box_head.num_classes={expected}, but {dataset.name} has {found} classes: {listed}. "
-            f"Add model.box_head.num_classes={found}, or choose {expected} of them with data.classes=[...]"
-        )
-
-
-def check_finite(losses: dict[str, float], step: int, epoch: int, rate: float, image_ids: list[int]) -> None:
-    """Raises FloatingPointError if a loss is infinite or not a number, before it reaches the weights."""
-    if not all(math.isfinite(value) for value in losses.values()):
-        parts = ", ".join(f"{name} {value:.6g}" for name, value in losses.items())
-        others = f" and those of {world_size() - 1} other processes" if world_size() > 1 else ""
-        raise FloatingPointError(
-            f"The loss is not finite at step {step} (epoch {epoch + 1}): {parts}; learning rate {rate:.6g}, image ids "
-            f"{image_ids}{others}. Usual causes: too high a learning rate (try a tenth, optimizer.lr={rate / 10:.1g}, "
-            "a longer schedule.warmup_steps, or optimizer.clip_norm=35), or wrong boxes in these images"
-        )
 
 
 def moving_average(model: nn.Module, config: Config) -> AveragedModel | None:
@@ -301,54 +238,3 @@ def steps_left(state: TrainingState, epoch_batches: int, step_batches: int) -> i
         return 0
     rest = math.ceil((epoch_batches - state.epoch_batches) / step_batches)
     return rest + (epochs - 1) * math.ceil(epoch_batches / step_batches)
-
-
-def evaluation_due(state: TrainingState, history: list[dict]) -> bool:
-    """Whether the run is between two epochs and the one that has ended is to be evaluated, and is not yet.
-
-    Due are every train.eval_every-th, the last, and with train.eval_first also the start of the run, epoch 0.
-    """
-    train = state.config.train
-    if state.epoch == 0:
-        chosen = train.eval_first
-    else:
-        chosen = state.epoch % train.eval_every == 0 or state.epoch >= state.config.schedule.epochs
-    done = any(entry["step"] == state.step for entry in history)
-    return state.epoch_batches == 0 and chosen and not done
-
-
-def validate(
-    state: TrainingState,
-    dataset: Dataset,
-    device: torch.device,
-    folder: Path,
-    board: TensorBoard | None,
-    history: list[dict],
-) -> None:
-    """Evaluates, in all processes, updates `history`, and writes what write_validation says."""
-    evaluation = evaluate(state.evaluated, dataset, state.config, device)
-    metrics = evaluation.metrics
-    say(f"After epoch {state.epoch}:\n{metrics_table(metrics)}")
-    is_best = all(metrics["AP"] > entry["AP"] for entry in history)
-    history.append({"epoch": state.epoch, "step": state.step, **metrics})
-    from_main(lambda: write_validation(state, folder, history, is_best))
-    from_main(lambda: show_predictions(state, folder, dataset, evaluation, board))
-
-
-def write_validation(state: TrainingState, folder: Path, history: list[dict], is_best: bool) -> None:
-    """Writes best.pth (a copy of last.pth), metrics.json and curves.png."""
-    if is_best:
-        atomic_copy(folder / "last.pth", folder / "best.pth")
-    write_metrics(folder / "metrics.json", history)
-    if can_draw():
-        draw_curves(folder, history)
-
-
-def show_predictions(
-    state: TrainingState, folder: Path, dataset: Dataset, evaluation: Evaluation, board: TensorBoard | None
-) -> None:
-    """Draws a few images into folder/predictions and, with the metrics, for TensorBoard."""
-    pictures = draw_predictions(dataset, evaluation.detections, state.config.train.predictions)
-    write_pictures(folder / "predictions", pictures, state.epoch)
-    if board is not None:
-        board.evaluation(state.step, evaluation.metrics, pictures)
