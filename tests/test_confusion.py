@@ -32,6 +32,11 @@ def test_the_higher_score_takes_the_object_and_a_repetition_is_false() -> None:
     assert counts_of((A, 0.9, DOG), (nearly, 0.6, CAT), objects=[(A, CAT)]) == {(CAT, DOG): 1, (NOTHING, CAT): 1}
 
 
+def test_of_equal_scores_the_first_takes_the_object() -> None:
+    assert counts_of((A, 0.9, CAT), (A, 0.9, DOG), objects=[(A, CAT)]) == {(CAT, CAT): 1, (NOTHING, DOG): 1}
+    assert counts_of((A, 0.9, DOG), (A, 0.9, CAT), objects=[(A, CAT)]) == {(CAT, DOG): 1, (NOTHING, CAT): 1}
+
+
 def test_a_detection_takes_the_free_object_that_it_overlaps_most() -> None:
     lower = [0.0, 2, 10, 12]  # IoU with A: 2 / 3
     objects = [(A, CAT), (lower, DOG)]

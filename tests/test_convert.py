@@ -128,6 +128,17 @@ def test_safetensors_of_others_get_the_models_order(tmp_path: Path) -> None:
     ]
 
 
+def test_sorted_entries_under_mmdetections_names_get_the_models_order(tmp_path: Path) -> None:
+    model = small()
+    torch.save(copy_of(model), tmp_path / "ours.pth")
+    convert(tmp_path / "ours.pth", tmp_path / "theirs.pth")
+    state = read_checkpoint(tmp_path / "theirs.pth")["state_dict"]
+    save_file({name: state[name].contiguous() for name in sorted(state)}, tmp_path / "sorted.safetensors")
+    (tmp_path / "small.yaml").write_text("{}")
+    convert(tmp_path / "sorted.safetensors", tmp_path / "back.pth", load_config(tmp_path / "small.yaml", SMALL))
+    assert list(read_checkpoint(tmp_path / "back.pth")["model"]) == list(model.state_dict())
+
+
 def test_a_part_of_a_larger_storage_is_written_alone(tmp_path: Path) -> None:
     state = {name: torch.zeros(1000, *value.shape)[0] for name, value in copy_of(small()).items() if "box_head" in name}
     torch.save(state, tmp_path / "in.pth")

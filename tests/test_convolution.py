@@ -31,14 +31,15 @@ def gradients(function, arguments, out_grad):
     return out.detach(), torch.autograd.grad(out, wanted, out_grad)
 
 
+@pytest.mark.parametrize("shape", [MANY, (4, 32, 35, 36)], ids=["one", "cells of four images together"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("trained_input", [True, False])
-def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, monkeypatch):
-    x, weight, offset = inputs(MANY, bias)
+def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, shape, monkeypatch):
+    x, weight, offset = inputs(shape, bias)
     x.requires_grad_(trained_input)
     calls = []
     monkeypatch.setattr(convolution.ops, "conv3x3", lambda *a: calls.append(a) or torch.ops.fastrcnn.conv3x3(*a, False))
-    out_grad = randn(1, 48, 63, 65, seed=3)
+    out_grad = randn(shape[0], 48, *shape[2:], seed=3)
     actual = gradients(conv3x3, (x, weight, offset), out_grad)
     assert len(calls) == 1 + trained_input  # it was Winograd's method
     expected = gradients(lambda x, w, b: F.conv2d(x, w, b, padding=1), (x, weight, offset), out_grad)
@@ -47,12 +48,13 @@ def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, monkeypat
 
 @pytest.mark.parametrize(
     "case",
-    ["no gradient", "few cells", "few channels", "bfloat16", "autocast"],
+    ["no gradient", "few cells", "few channels", "few outputs", "bfloat16", "autocast"],
     ids=lambda case: case.replace(" ", "_"),
 )
 def test_where_it_does_not_pay_or_fit_it_is_conv2d(case, monkeypatch):
     monkeypatch.setattr(convolution.ops, "conv3x3", lambda *_: pytest.fail("Winograd's method was used"))
-    x, weight, bias = inputs({"few cells": (1, 32, 20, 20), "few channels": (1, 16, 63, 65)}.get(case, MANY))
+    shape = {"few cells": (1, 32, 20, 20), "few channels": (1, 16, 63, 65)}.get(case, MANY)
+    x, weight, bias = inputs(shape, out_channels=16 if case == "few outputs" else 48)
     if case == "bfloat16":
         x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
     with torch.set_grad_enabled(case != "no gradient"), torch.autocast("cpu", enabled=case == "autocast"):

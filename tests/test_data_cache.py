@@ -92,6 +92,41 @@ def test_a_changed_image_and_another_scale_are_other_entries(dataset: Dataset, t
     assert (read_resized(path, [80, 60], data)[0] != first).any()
 
 
+def test_every_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two pictures that differ in one of: time, size of the file, decoder, folder, either side of the scale."""
+    data = config("resized", tmp_path / "cache").data
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "a" / "picture.bmp"  # not compressed: its size follows from its sides
+
+    def write(level: int, width: int = 90, moment: int = 0, path: Path = path) -> None:
+        cv2.imwrite(str(path), np.full((60, width, 3), level, np.uint8))
+        os.utime(path, ns=(moment, moment))
+
+    def level(path: Path = path) -> int:
+        return int(read_resized(path, [80, 60], data)[0][0, 0, 0])
+
+    write(10)
+    assert level() == 10
+    write(20, moment=1)
+    assert level() == 20
+    write(30, width=96, moment=1)
+    assert level() == 30
+    write(40, width=96, moment=1, path=tmp_path / "b" / "picture.bmp")
+    monkeypatch.chdir(tmp_path / "a")
+    assert level(Path("picture.bmp")) == 30
+    monkeypatch.chdir(tmp_path / "b")
+    assert level(Path("picture.bmp")) == 40
+
+    shapes = [read_resized(path, scale, data)[0].shape for scale in ([80, 60], [60, 80], [80, 30])]
+    assert shapes[0] == shapes[1] != shapes[2]
+    entries = len(list((tmp_path / "cache").rglob("*.npy")))
+    assert entries == 5  # the two orders of the scale share one
+    monkeypatch.setattr(cache.cv2, "__version__", "0")
+    assert level(path) == 30
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == entries + 1
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"rubbish" * 50])
 def test_a_damaged_entry_is_written_anew(dataset: Dataset, tmp_path: Path, damage: bytes) -> None:
     data = config("resized", tmp_path / "cache").data

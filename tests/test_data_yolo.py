@@ -1,5 +1,6 @@
 """YOLO labels: what is read, where names are looked for, and what every broken file says."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -117,6 +118,15 @@ def test_broken_lines_are_named(root: Path, text: str, message: str) -> None:
 def test_rounding_beyond_the_image_is_kept(root: Path) -> None:
     write(root, "a", "0.0 1.0000004 0.5 0.5 1\n")
     assert read(root).samples[0].boxes[0, 2] > 80
+    write(root, "a", "0 0.5 0.5 -0.0005 0.2\n")
+    x1, _, x2, _ = read(root).samples[0].boxes[0]
+    assert x1 == x2 == 40
+
+
+def test_the_last_images_of_a_path_becomes_labels(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    deep = tmp_path_factory.mktemp("deep") / "images" / "set"
+    shutil.copytree(root, deep)
+    assert len(read_yolo(deep / "data.yaml", deep / "images" / "train").samples[0].labels) == 2
 
 
 @pytest.mark.parametrize(

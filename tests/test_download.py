@@ -227,3 +227,10 @@ def test_a_full_disk_is_not_called_a_broken_connection(server: Server, monkeypat
     with pytest.raises(OSError, match=r"No space left on device, downloading http.*model") as caught:
         download(server.url())
     assert not isinstance(caught.value, ConnectionError)
+
+
+def test_a_digest_in_capitals(server, tmp_path: Path) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest().upper()
+    assert download(server.url("capitals.pth"), digest).read_bytes() == CONTENT
+    with pytest.raises(ValueError):
+        download(server.url("other.pth"), digest[::-1])

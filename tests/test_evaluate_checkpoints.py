@@ -158,3 +158,22 @@ def test_the_picture(tmp_path: Path) -> None:
     good, nothing = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("good", "nothing"))
     assert good.shape == nothing.shape and good.shape[1] > 1000
     assert (good != nothing).any()
+
+
+def test_the_mean_is_of_the_classes_that_have_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed").Figure
+    drawn = []
+    original = figure.savefig
+    monkeypatch.setattr(
+        figure, "savefig", lambda self, *args, **more: drawn.append(self) or original(self, *args, **more)
+    )
+    box = [0.0, 0, 10, 10]
+    for count in (2, 20, 21):
+        data = dataset(image(1, [(box, 0)]), classes=tuple(f"c{i}" for i in range(count)))
+        draw_precision_recall(tmp_path / "curves.png", evaluate_coco(data, {1: found((box, 0.9, 0))}))
+    two, _, many = (figure.axes[0].get_lines() for figure in drawn)
+    assert [line.get_label() for line in two] == ["c0 1.00", "mean 1.00"]
+    for line in two:
+        assert line.get_ydata().tolist() == pytest.approx([1.0] * 101)
+    assert [text.get_text() for text in drawn[2].axes[0].get_legend().get_texts()] == ["mean 1.00"]  # too many to name
+    assert len(many) == 2

@@ -1,11 +1,18 @@
 """Average recall of proposals: by hand, against a plain loop, of a model's."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from test_evaluation import dataset, found, image, imperfect
+from tiny_model import small
 
-from fastrcnn.evaluation.proposals import LIMITS, proposal_recall
+from fastrcnn.config import Config
+from fastrcnn.data.loader import test_loader as load_for_test
+from fastrcnn.data.sample import make_sample
+from fastrcnn.evaluation.proposals import LIMITS, proposal_recall, propose_dataset
 from fastrcnn.models.detections import Detections
 from fastrcnn.ops import reference
 
@@ -62,3 +69,23 @@ def test_an_empty_dataset_and_no_proposals() -> None:
     assert [recall[f"AR@{limit}"] for limit in LIMITS] == [0, 0, 0]
     with pytest.raises(ValueError, match="image id 7"):
         proposal_recall(dataset(image(1, [])), {7: found()})
+
+
+def test_proposals_of_a_model_are_boxes_in_the_original_picture(tmp_path: Path) -> None:
+    """200 x 90 pixels are resized to 71 x 32: the factors differ from 1, and by rounding from each other."""
+    cv2.imwrite(str(tmp_path / "1.png"), np.random.default_rng(0).integers(0, 255, (90, 200, 3), np.uint8))
+    data = dataset(make_sample(1, tmp_path / "1.png", (200, 90), [[10, 10, 90, 60]], [0], [4000]))
+    config = Config()
+    config.data.test.scale = [80, 32]
+    model = small()
+    found = propose_dataset(model, data, config, torch.device("cpu"))[1]
+    (batch,) = load_for_test(data, config)
+    model.eval()
+    with torch.no_grad():
+        expected = model.propose(model.features(batch.images), batch.image_sizes)
+    count, (x_factor, y_factor) = int(expected.count[0]), batch.scale_factors[0]
+    assert count == len(found) and x_factor != y_factor and max(x_factor, y_factor) < 0.4
+    wanted = expected.boxes[0, :count] / torch.tensor([x_factor, y_factor, x_factor, y_factor])
+    torch.testing.assert_close(found.boxes, wanted)
+    torch.testing.assert_close(found.scores, expected.scores[0, :count])
+    assert found.boxes[:, 2].max() > 150 and not found.labels.any()
