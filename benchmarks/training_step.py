@@ -54,9 +54,9 @@ def build_step(side: str, work: Work) -> Step:
         group["lr"] *= config.schedule.warmup_ratio
 
     def step() -> dict[str, float]:
+        optimizer.zero_grad()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = compute_losses()
-        optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         return {name: loss.item() for name, loss in losses.items()}

@@ -59,9 +59,8 @@ CASES = [
 
 def row(case: Case, repeats: int) -> str:
     x, weight, bias = case.inputs()
-    weights = ops.winograd_weights(weight)
     theirs = partial(F.conv2d, x, weight.contiguous(memory_format=torch.channels_last), bias, padding=1)
-    ours = partial(ops.conv3x3, x, weights, bias, case.channels)
+    ours = partial(ops.conv3x3, x, weight, bias)
     (once,) = time_alternately([theirs], 1, CPU)[0]
     repeats = max(repeats, min(200, int(SECONDS_PER_CASE / 2 / once)))
     ms = [1e3 * median(seconds) for seconds in time_alternately([ours, theirs], repeats, CPU)]
@@ -77,10 +76,7 @@ def error(case: Case, side: str) -> tuple[str, str]:
     x, weight, bias = case.inputs()
     x = x[:, :, :13, :64]
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    if side == "ours":
-        value = ops.conv3x3(x, ops.winograd_weights(weight), bias, case.channels)
-    else:
-        value = F.conv2d(x, weight, bias, padding=1)
+    value = ops.conv3x3(x, weight, bias) if side == "ours" else F.conv2d(x, weight, bias, padding=1)
     difference = (value - exact) / exact.std()
     return f"{difference.square().mean().sqrt():.1e}", f"{difference.abs().max():.1e}"
 

@@ -44,6 +44,5 @@ STABLE_TORCH_LIBRARY(fastrcnn, m) {
       "select_detections(Tensor logits, Tensor deltas, Tensor rois, Tensor image_sizes, Tensor scale_factors, "
       "float score_threshold, float iou_threshold, SymInt max_output, float[] means, float[] stds) "
       "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor count)");
-  m.def("winograd_weights(Tensor weight) -> Tensor");
-  m.def("conv3x3(Tensor x, Tensor weights, Tensor? bias, SymInt out_channels, bool relu) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
 }

@@ -77,9 +77,9 @@ class Detector:
         """A new detector for inference: the same results, sooner, in less memory.
 
         Batch norm is folded into the convolutions, which do ReLU and residual addition as well; on the CPU 3x3
-        convolutions run by Winograd's method, whose weights take four times the memory. This detector is not changed;
-        delete it if it is not needed any more, the new one has weights of its own. Results differ by rounding: in
-        float32 by less than 0.05 pixels and 0.001 in score. The new detector stays on its device.
+        convolutions run by Winograd's method. This detector is not changed; delete it if it is not needed any more, the
+        new one has weights of its own. Results differ by rounding: in float32 by less than 0.05 pixels and 0.001 in
+        score. The new detector stays on its device.
 
         Args:
             dtype: of weights and features; None: this detector's. From a float32 detector bfloat16 is more exact than

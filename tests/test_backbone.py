@@ -7,6 +7,7 @@ import torch
 import torchvision
 from conftest import seeded
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -196,3 +197,22 @@ def test_fpn_is_its_definition() -> None:
     assert torch.equal(p5, p4[:, :, ::2, ::2]) and torch.equal(p6, p4[:, :, ::4, ::4])
     with pytest.raises(ValueError, match="num_levels must be at least 3"):
         FPN([8, 16, 32], num_levels=2)
+    with pytest.raises(ValueError, match=r"above a level of \[7, 9\] cells one of \[4, 5\].*got \[7, 9\]"):
+        fpn([levels[0], levels[1], torch.randn(1, 32, 7, 9)])
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_fpn_has_the_gradients_of_its_definition(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    fpn = FPN([8, 16, 32], channels=4, num_levels=4)
+    sizes = [(8, 13, 18), (16, 7, 9), (32, 4, 5)]
+    levels = [torch.randn(2, *size).contiguous(memory_format=layout).requires_grad_() for size in sizes]
+    merged = [lateral(level) for lateral, level in zip(fpn.lateral, levels, strict=True)]
+    for finer, coarser in ((1, 2), (0, 1)):
+        merged[finer] = merged[finer] + F.interpolate(merged[coarser], size=merged[finer].shape[2:])
+    outputs = [F.conv2d(m, o.weight, o.bias, padding=1) for m, o in zip(merged, fpn.output, strict=True)]
+    outputs.append(outputs[-1][:, :, ::2, ::2])
+    grads = [torch.randn(output.shape) for output in outputs]
+    inputs = [*levels, *fpn.parameters()]
+    expected = torch.autograd.grad(outputs, inputs, grads)
+    assert_close(torch.autograd.grad(fpn(levels), inputs, grads), expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The 3x3 convolution of training: values and gradients are those of F.conv2d, whichever way is taken."""
+"""The convolutions of training: values and gradients are those of F.conv2d, whichever way is taken."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fastrcnn.models import convolution
+from fastrcnn.models import convolution as module
 from fastrcnn.models.backbone import _normalised
-from fastrcnn.models.convolution import Conv3x3, conv3x3
+from fastrcnn.models.convolution import Conv3x3, convolution
 from fastrcnn.models.precision import BatchNorm2d
 
 MANY = (1, 32, 63, 65)  # cells enough for Winograd's method
@@ -25,6 +25,10 @@ def inputs(shape, bias=True, out_channels=48):
     return x, weight, randn(out_channels, seed=2).requires_grad_() if bias else None
 
 
+def conv3x3(x, weight, bias):
+    return convolution(x, weight, bias, padding=(1, 1))
+
+
 def gradients(function, arguments, out_grad):
     out = function(*arguments)
     wanted = [argument for argument in arguments if argument is not None and argument.requires_grad]
@@ -38,7 +42,7 @@ def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, shape, mo
     x, weight, offset = inputs(shape, bias)
     x.requires_grad_(trained_input)
     calls = []
-    monkeypatch.setattr(convolution.ops, "conv3x3", lambda *a: calls.append(a) or torch.ops.fastrcnn.conv3x3(*a, False))
+    monkeypatch.setattr(module.ops, "conv3x3", lambda *a: calls.append(a) or torch.ops.fastrcnn.conv3x3(*a, False))
     out_grad = randn(shape[0], 48, *shape[2:], seed=3)
     actual = gradients(conv3x3, (x, weight, offset), out_grad)
     assert len(calls) == 1 + trained_input  # it was Winograd's method
@@ -52,7 +56,7 @@ def test_values_and_gradients_are_those_of_conv2d(bias, trained_input, shape, mo
     ids=lambda case: case.replace(" ", "_"),
 )
 def test_where_it_does_not_pay_or_fit_it_is_conv2d(case, monkeypatch):
-    monkeypatch.setattr(convolution.ops, "conv3x3", lambda *_: pytest.fail("Winograd's method was used"))
+    monkeypatch.setattr(module.ops, "conv3x3", lambda *_: pytest.fail("Winograd's method was used"))
     shape = {"few cells": (1, 32, 20, 20), "few channels": (1, 16, 63, 65)}.get(case, MANY)
     x, weight, bias = inputs(shape, out_channels=16 if case == "few outputs" else 48)
     if case == "bfloat16":
@@ -85,7 +89,11 @@ def test_a_folded_batch_norm_learns_what_the_layers_one_by_one_learn(kind):
     x = randn(*MANY, seed=0).requires_grad_()
     parameters = [x, layer.weight, norm.weight, norm.bias]
     expected = norm(layer(x))
-    actual = _normalised(layer, norm, x)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        actual = _normalised(layer, norm, x)
+    assert {x.data_ptr(), layer.weight.data_ptr()} <= set(kept)
+    assert len(set(kept)) <= 5, "besides vectors, x and the layer's own weight are kept, and no scaled one"
     assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     out_grad = randn(*expected.shape, seed=3)
     for a, e in zip(
@@ -94,6 +102,21 @@ def test_a_folded_batch_norm_learns_what_the_layers_one_by_one_learn(kind):
         strict=True,
     ):
         assert_close(a, e, rtol=1e-4, atol=1e-4 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize("learns", ["weight", "bias", "scale", "x"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_gradient_alone(learns, stride):
+    x, weight, bias = (tensor.detach() for tensor in inputs(MANY))
+    scale = randn(48, seed=4)
+    out_grad = randn(1, 48, 63 // stride + stride - 1, 65 // stride + stride - 1, seed=3)
+    tensors = {"x": x, "weight": weight, "bias": bias, "scale": scale}
+    wanted = tensors[learns].requires_grad_()
+    actual = convolution(x, weight, bias, scale, (stride, stride), (1, 1))
+    expected = F.conv2d(x, weight * scale[:, None, None, None], bias, stride, 1)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-3)
+    a, e = (torch.autograd.grad(out, wanted, out_grad)[0] for out in (actual, expected))
+    assert_close(a, e, rtol=1e-4, atol=1e-4 * float(e.abs().max()))
 
 
 def test_batch_statistics_are_not_folded():
@@ -110,3 +133,15 @@ def test_the_layer_has_the_parameters_of_its_convolution():
     x = randn(*MANY, seed=0)
     assert set(layer.state_dict()) == {"weight", "bias"}
     assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1), rtol=1e-4, atol=1e-4)
+
+
+def test_without_gradients_winograds_method_belongs_to_training(monkeypatch):
+    """The RPN's dense maps of a training step are made without a graph."""
+    calls = []
+    monkeypatch.setattr(module.ops, "conv3x3", lambda *a: calls.append(a) or torch.ops.fastrcnn.conv3x3(*a, False))
+    layer, x = Conv3x3(32, 48), randn(*MANY, seed=0)
+    with torch.no_grad():
+        layer.eval()(x)
+        assert not calls
+        layer.train()(x)
+        assert len(calls) == 1

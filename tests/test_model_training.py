@@ -5,10 +5,12 @@ import torch
 from conftest import seeded
 from tiny_model import NO_OBJECTS, SIZES, images, small, targets
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from fastrcnn.config import BoxHeadConfig, BoxLossConfig, RpnConfig, SamplerConfig
-from fastrcnn.models import Proposals
+from fastrcnn.models import Proposals, fpn
 from fastrcnn.models.anchors import AnchorGenerator
 from fastrcnn.models.box_head import BoxHead, SampledRois
 from fastrcnn.models.box_loss import MEANS, OF_BOXES, OF_DELTAS, box_loss
@@ -49,6 +51,38 @@ def test_each_loss_alone_has_a_gradient() -> None:
         assert loss.requires_grad, name
 
 
+def test_what_a_training_step_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The levels of the pyramid, the finest merged map, the RPN's hidden maps, the largest map of a strided block."""
+    maps: dict[str, list[StorageWeakRef]] = {}
+
+    def note(owner: object, function: str) -> None:
+        call = getattr(owner, function)
+
+        def noted(*args, **kwargs):
+            result = call(*args, **kwargs)
+            made = result if isinstance(result, list) else [result]
+            maps.setdefault(function, []).extend(StorageWeakRef(tensor.untyped_storage()) for tensor in made)
+            return result
+
+        monkeypatch.setattr(owner, function, noted)
+
+    model = small("backbone.depth=50", "backbone.frozen_stages=1")
+    note(model, "features")
+    note(fpn, "_add_upsampled")
+    note(model.rpn_head.conv, "forward")
+    note(F, "relu_")
+    losses = model.losses(images(*SIZES), SIZES, targets())
+    expired = {function: [map_.expired() for map_ in made] for function, made in maps.items()}
+    assert expired == {
+        "features": [True] * 3 + [False, True],  # of P5, P6 is subsampled
+        "_add_upsampled": [False] * 3 + [True],  # the coarser ones are small, and kept
+        "forward": [True] * 5,
+        "relu_": [True] * 16,
+    }
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_training_lowers_the_loss() -> None:
     model = small("backbone.norm=train", "backbone.frozen_stages=-1", confident=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
@@ -71,6 +105,16 @@ def test_losses_repeat_with_the_seed() -> None:
     assert torch.equal(*results)
 
 
+def answering(head: RPNHead, objectness: list[torch.Tensor], deltas: list[torch.Tensor]) -> RPNHead:
+    """A head that answers with these maps, whatever the features."""
+
+    def flat(levels: list[torch.Tensor], size: int) -> torch.Tensor:
+        return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in levels], 1)
+
+    head.at_anchors = lambda _, image, index: (flat(objectness, 1)[image, index, 0], flat(deltas, 4)[image, index])
+    return head
+
+
 def test_padding_of_the_batch_does_not_change_the_rpn_losses() -> None:
     """An image's anchors beyond its own padded size are no negatives: alone or beside a larger one, it is the same."""
     head, anchors = RPNHead(4, RpnConfig(sampler=SamplerConfig(10**6, 0.5))), AnchorGenerator([8], [0.5, 1, 2], [16])
@@ -81,8 +125,8 @@ def test_padding_of_the_batch_does_not_change_the_rpn_losses() -> None:
         (height, width), boxes = sizes[0], anchors(sizes)
         valid = [anchors.valid(boxes, sizes, (64, 120))]
         assert valid[0].sum() == 4 * 8 * 3
-        maps = [logits[..., :height, :width]], [deltas[..., :height, :width]]
-        results.append(head.losses(*maps, boxes, valid, [targets()[1]]))
+        answering(head, [logits[..., :height, :width]], [deltas[..., :height, :width]])
+        results.append(head.losses([], boxes, valid, [targets()[1]]))
     assert_close(results[0], results[1])
 
 
@@ -93,7 +137,7 @@ def test_rpn_losses_by_hand() -> None:
     logits = torch.tensor([[[[0.5, -1.5]]]])
     deltas = torch.tensor([0.1, 0.2, 0.3, 0.4, 9, 9, 9, 9]).view(1, 2, 4).permute(0, 2, 1).view(1, 4, 1, 2)
     target = {"boxes": torch.tensor([[1.0, 0, 11, 10]]), "labels": torch.tensor([0])}
-    losses = head.losses([logits], [deltas], anchors, [torch.tensor([True, True])], [target])
+    losses = answering(head, [logits], [deltas]).losses([], anchors, [torch.tensor([True, True])], [target])
     softplus = nn.functional.softplus
     wanted = (softplus(torch.tensor(-0.5)) + softplus(torch.tensor(-1.5))) / 2
     assert_close(losses["loss_rpn_cls"], wanted)
@@ -159,7 +203,7 @@ def test_an_image_without_objects_counts_one_positive_in_the_rpn_average() -> No
     head = RPNHead(4, RpnConfig(anchor_ratios=[1.0], sampler=SamplerConfig(num=10)))
     anchors = [torch.tensor([[0.0, 0, 8, 8]]).repeat(30, 1)]
     objectness, deltas = [torch.zeros(1, 1, 5, 6)], [torch.zeros(1, 4, 5, 6)]
-    losses = head.losses(objectness, deltas, anchors, [torch.ones(30, dtype=torch.bool)], [NO_OBJECTS])
+    losses = answering(head, objectness, deltas).losses([], anchors, [torch.ones(30, dtype=torch.bool)], [NO_OBJECTS])
     assert_close(losses["loss_rpn_cls"], torch.tensor(2.0).log() * 10 / 11)
 
 

@@ -184,14 +184,22 @@ def test_features_in_half_precision(name: str, dtype: torch.dtype) -> None:
         assert all(len(found) > 0 for found in optimized(batch, SIZES, FACTORS))
 
 
-def test_pyramid_and_rpn_stay_float32_in_bfloat16() -> None:
-    """On the CPU, where Winograd's method in float32 is faster than bfloat16, and more exact."""
-    optimized = OptimizedFasterRCNN(build("r50"), torch.bfloat16)
+@pytest.mark.parametrize("has_tiles", [False, True])
+def test_what_stays_float32_in_bfloat16(has_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU 3x3 convolutions, which are faster by Winograd's method unless the processor has AMX; and logits."""
+    monkeypatch.setattr(fused, "HAS_TILES", has_tiles)
+    model, batch = build("r50"), images(*SIZES)
+    optimized = OptimizedFasterRCNN(model, torch.bfloat16)
     with torch.inference_mode():
-        levels = optimized.features(images(*SIZES))
+        levels = optimized.features(batch)
         outputs = [output for kind in optimized.rpn_head(levels) for output in kind]
-    assert all(level.dtype == torch.float32 for level in [*levels, *outputs])
-    assert any(p.dtype == torch.bfloat16 for p in [*optimized.parameters(), *optimized.buffers()])
+        for level, expected in zip(levels, model.features(batch), strict=True):
+            assert relative(level.float(), expected) < 0.03
+    assert {level.dtype for level in levels} == {torch.bfloat16 if has_tiles else torch.float32}
+    assert {output.dtype for output in outputs} == {torch.float32}
+    convolutions = [m for m in optimized.modules() if isinstance(m, FusedConv2d)]
+    assert any(convolution.winograd for convolution in convolutions) != has_tiles
+    assert len(optimized(batch, SIZES, FACTORS)) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

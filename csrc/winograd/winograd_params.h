@@ -19,6 +19,7 @@ namespace fastrcnn {
 // and 6.7e-5. The coefficients that follow from these points are exact in float32.
 constexpr float kPointA = 0.625f, kPointB = 1.5f;
 
+constexpr int kTaps = 3;           // weights, per axis
 constexpr int kTile = 4;           // outputs of a tile, per axis
 constexpr int kPatch = kTile + 2;  // inputs of a tile, per axis
 constexpr int kProducts = kPatch * kPatch;
@@ -26,21 +27,25 @@ constexpr int64_t kPanel = 16;  // channels that lie together in the transformed
 
 // Tiles are numbered image by image, row by row.
 struct Conv3x3Params {
-  const float* x;        // [N, height, width, channels]
-  const float* weights;  // [panels of out_channels, kProducts, channels, kPanel]
-  const float* bias;     // [out_channels], or null
-  float* out;            // [N, height, width, out_channels]
+  const float* x;       // [N, height, width, channels]
+  const float* weight;  // [out_channels, channels, kTaps, kTaps]
+  const float* bias;    // [out_channels], or null
+  float* out;           // [N, height, width, out_channels]
   int64_t num_images, height, width, channels, out_channels;
   int64_t tile_rows, tile_columns;  // of an image
   bool relu, past_caches;           // past_caches: out is aligned to 64 bytes, out_channels a multiple of kPanel
 };
 
-// A block of tiles, and a range of pairs of panels of the output channels (the last one may be half a pair).
+// A block of tiles and a range of panels of the output channels.
 struct Conv3x3Task {
-  int64_t first_tile, last_tile, first_pair, last_pair;
+  int64_t first_tile, last_tile, first_panel, last_panel;
+  const float* weights;  // transformed, of these panels: [panels, kProducts, channels, kPanel]
 };
 
 inline int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
+
+// float32s of a panel's transformed weights.
+inline int64_t panel_size(int64_t channels) { return kProducts * channels * kPanel; }
 
 // How far apart, in float32s, the matrices of two products lie: an odd number of cache lines, so that the 36 numbers of
 // a tile do not compete for the same place in the first-level cache.

@@ -1,4 +1,5 @@
-// The loops of Winograd's convolution, compiled once per SIMD level. A task goes through three steps:
+// The loops of Winograd's convolution, compiled once per SIMD level. Weights are transformed first: G g G^T of 16
+// output channels at a time. Then a task goes through three steps:
 //
 // 1. B^T d B of all its tiles, 16 input channels at a time: 36 matrices [tiles, channels].
 // For one or two panels of output channels after the other:
@@ -24,6 +25,52 @@ constexpr int kMostRows = 4, kMostPanels = 1;
 
 // How many rows of weights are prefetched: for the first block of tiles they come from the third-level cache.
 constexpr int kPrefetchedRows = 32;
+
+// --- weights ---------------------------------------------------------------------------------------------------------
+
+// G g
+FASTRCNN_INLINE void transform_taps(const DoubleVec (&g)[kTaps], DoubleVec (&to)[kPatch]) {
+  constexpr double a = kPointA, b = kPointB, aa = a * a, bb = b * b;
+  const DoubleVec even_a = g[0] + aa * g[2], odd_a = a * g[1];
+  const DoubleVec even_b = g[0] + bb * g[2], odd_b = b * g[1];
+  to[0] = g[0] * (1 / (aa * bb));
+  to[1] = (even_a + odd_a) * (1 / (2 * aa * (aa - bb)));
+  to[2] = (even_a - odd_a) * (1 / (2 * aa * (aa - bb)));
+  to[3] = (even_b + odd_b) * (1 / (2 * bb * (bb - aa)));
+  to[4] = (even_b - odd_b) * (1 / (2 * bb * (bb - aa)));
+  to[5] = g[2];
+}
+
+// Half a panel of output channels at a time, in float64: rounding then adds nothing to the errors of the products.
+void transform_weights(const Conv3x3Params& p, int64_t panel, int64_t first_channel, int64_t last_channel, float* to) {
+  constexpr int lanes = kLanes<double>;
+  using HalfPanel = float __attribute__((vector_size(lanes * sizeof(float))));
+  const int64_t o0 = panel * kPanel, rest = p.out_channels - o0, outputs = rest < kPanel ? rest : kPanel;
+  for (int64_t c = first_channel; c < last_channel; ++c) {
+    double taps[kTaps * kTaps][kPanel] = {};  // missing output channels are 0
+    for (int64_t o = 0; o < outputs; ++o) {
+      const float* const weight = p.weight + ((o0 + o) * p.channels + c) * kTaps * kTaps;
+      for (int t = 0; t < kTaps * kTaps; ++t) taps[t][o] = weight[t];
+    }
+    for (int lane = 0; lane < kPanel; lane += lanes) {
+      DoubleVec half[kTaps][kPatch];  // G g, by columns of the weight
+      for (int x = 0; x < kTaps; ++x) {
+        DoubleVec column[kTaps];
+        for (int y = 0; y < kTaps; ++y) column[y] = load_unaligned<DoubleVec>(&taps[y * kTaps + x][lane]);
+        transform_taps(column, half[x]);
+      }
+      for (int i = 0; i < kPatch; ++i) {
+        const DoubleVec row[kTaps] = {half[0][i], half[1][i], half[2][i]};
+        DoubleVec transformed[kPatch];
+        transform_taps(row, transformed);
+        for (int j = 0; j < kPatch; ++j) {
+          const HalfPanel rounded = __builtin_convertvector(transformed[j], HalfPanel);
+          __builtin_memcpy(to + ((i * kPatch + j) * p.channels + c) * kPanel + lane, &rounded, sizeof rounded);
+        }
+      }
+    }
+  }
+}
 
 // --- the tiles of a task, in groups ----------------------------------------------------------------------------------
 
@@ -169,14 +216,14 @@ FASTRCNN_INLINE void multiply_rows(int64_t rows, const float* inputs, const floa
   multiply_block<Rows, Panels>(inputs, weights, weights_stride, channels, to);
 }
 
-// scratch.products [kProducts][tiles][2 * kPanel] for the panels from `panel` on.
+// scratch.products [kProducts][tiles][2 * kPanel] for the panels whose transformed weights these are.
 template <int Panels>
-static void multiply_panels(const Conv3x3Params& p, int64_t panel, const TileGroups& groups,
+static void multiply_panels(const Conv3x3Params& p, const float* panel_weights, const TileGroups& groups,
                             const Conv3x3Scratch& scratch) {
-  const int64_t padded = panels_of(p.channels) * kPanel, weights_stride = kProducts * p.channels * kPanel;
+  const int64_t padded = panels_of(p.channels) * kPanel, weights_stride = panel_size(p.channels);
   for (int64_t k = 0; k < kProducts; ++k) {
     const float* const inputs = scratch.inputs + k * inputs_stride(groups.tiles, p.channels);
-    const float* const weights = p.weights + panel * weights_stride + k * p.channels * kPanel;
+    const float* const weights = panel_weights + k * p.channels * kPanel;
     float* const to = scratch.products + k * products_stride(groups.tiles);
     for (int64_t g = 0; g < groups.count; ++g) {
       const int64_t first = groups.first(g);
@@ -253,15 +300,14 @@ FASTRCNN_INLINE void write_panels(const Conv3x3Params& p, const Conv3x3Task& tas
 void convolve_tiles(const Conv3x3Params& p, const Conv3x3Task& task, const Conv3x3Scratch& scratch) {
   const TileGroups groups = tile_groups(task.last_tile - task.first_tile);
   transform_all_inputs(p, task, groups, scratch);
-  const int64_t all = panels_of(p.out_channels), last = task.last_pair * 2 < all ? task.last_pair * 2 : all;
-  for (int64_t panel = task.first_pair * 2; panel < last;) {
-    const bool most = last - panel >= kMostPanels;
-    if (most) {
-      multiply_panels<kMostPanels>(p, panel, groups, scratch);
+  for (int64_t panel = task.first_panel; panel < task.last_panel;) {
+    const float* const weights = task.weights + (panel - task.first_panel) * panel_size(p.channels);
+    const int64_t count = task.last_panel - panel >= kMostPanels ? kMostPanels : 1;
+    if (count == kMostPanels) {
+      multiply_panels<kMostPanels>(p, weights, groups, scratch);
     } else {
-      multiply_panels<1>(p, panel, groups, scratch);
+      multiply_panels<1>(p, weights, groups, scratch);
     }
-    const int64_t count = most ? kMostPanels : 1;
     write_panels(p, task, panel, count, groups, scratch);
     panel += count;
   }

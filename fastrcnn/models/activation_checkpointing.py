@@ -3,11 +3,15 @@
 "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Change = Callable[[Tensor], Tensor]
 
 
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
@@ -21,6 +25,53 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
         preserve_rng_state=False,  # nothing here is random
         context_fn=lambda: (nullcontext(), _keep_running_statistics(module)),
     )
+
+
+def without_keeping(make: Callable[[], Tensor], change: Change, use: Change) -> Tensor:
+    """use(change(make())), with the same gradients, to the bit; but on the CPU backward() makes the result of `change`
+    anew, rather than that it is kept. For maps that are large and quickly made.
+
+    Args:
+        make: without arguments; it gives the same every time, and changes nothing (such as running statistics).
+        change: changes its argument in place and returns it.
+        use: any function.
+    """
+    made = make()
+    if not torch.is_grad_enabled() or made.device.type != "cpu" or torch.compiler.is_compiling():
+        return use(change(made))
+    place, shape = made.data_ptr(), made.shape
+    autocast = partial(torch.autocast, "cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+
+    def again() -> Tensor:
+        with torch.no_grad(), autocast():
+            return change(make())
+
+    remade = _Remade(again)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: remade.ask() if (kept.data_ptr(), kept.shape) == (place, shape) else kept,
+        lambda kept: remade.get() if kept is None else kept,
+    ):
+        return use(change(made))
+
+
+class _Remade:
+    """What several nodes of a graph ask for in backward(): made for the first of them, forgotten after the last."""
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        self._make, self._asked, self._left = make, 0, 0
+        self._value: Tensor | None = None
+
+    def ask(self) -> None:
+        self._asked += 1
+
+    def get(self) -> Tensor:
+        if self._value is None:
+            self._value, self._left = self._make(), self._asked
+        value = self._value
+        self._left -= 1
+        if self._left == 0:
+            self._value = None
+        return value
 
 
 @contextmanager

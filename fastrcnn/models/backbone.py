@@ -7,14 +7,15 @@ ResNeXt, "Aggregated Residual Transformations for Deep Neural Networks" (Xie et 
 convolutions are grouped. DC5 is the ResNet of "R-FCN" (Dai et al., 2016) whose last stage is dilated, not strided.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrcnn.config import BackboneConfig
-from fastrcnn.models.activation_checkpointing import checkpointed
-from fastrcnn.models.convolution import conv3x3
+from fastrcnn.models.activation_checkpointing import checkpointed, without_keeping
+from fastrcnn.models.convolution import convolution
 from fastrcnn.models.precision import BatchNorm2d
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -69,8 +70,9 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(_normalised(self.conv1, self.bn1, x), inplace=True)
-        y = F.relu(_normalised(self.conv2, self.bn2, y), inplace=True)
+        first, second = partial(_normalised, self.conv1, self.bn1, x), partial(_normalised, self.conv2, self.bn2)
+        y = second(F.relu_(first())) if self.bn1.training else without_keeping(first, F.relu_, second)
+        y = F.relu(y, inplace=True)
         y = _normalised(self.conv3, self.bn3, y)
         y += _residual(self.downsample, x)
         return F.relu(y, inplace=True)
@@ -180,23 +182,19 @@ def _check(config: BackboneConfig) -> None:
         )
 
 
-def _normalised(convolution: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
+def _normalised(layer: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
     """Batch norm of a convolution. With running statistics the two are one convolution with scaled weights.
 
     Then no map is read or kept for the norm's sake: its gradients follow from those of the scaled weights and the bias.
     Not so on a GPU, where scaling is five small launches for each convolution, nor with weights of half precision,
     which scaling would round once more.
     """
-    if norm.training or x.device.type != "cpu" or convolution.weight.dtype != norm.weight.dtype:
-        return norm(convolution(x))
+    if norm.training or x.device.type != "cpu" or layer.weight.dtype != norm.weight.dtype:
+        return norm(layer(x))
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = convolution.weight * scale.view(-1, 1, 1, 1)
     bias = norm.bias - norm.running_mean * scale
-    c = convolution
-    if (c.kernel_size, c.stride, c.padding, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1):
-        return conv3x3(x, weight, bias)
-    return F.conv2d(x, weight, bias, c.stride, c.padding, c.dilation, c.groups)
+    return convolution(x, layer.weight, bias, scale, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _residual(shortcut: Any, x: Tensor) -> Tensor:

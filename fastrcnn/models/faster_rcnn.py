@@ -155,12 +155,13 @@ class FasterRCNN(nn.Module):
         check_sizes(images, image_sizes)
         check_targets(images, targets, self.box_head.num_classes)
         features = self.features(images)
-        objectness, deltas = self.rpn_head(features)
         feature_sizes = _sizes(features)
         anchors = self.anchors(feature_sizes)
         valid = [self.anchors.valid(anchors, feature_sizes, size) for size in image_sizes]
-        rpn_losses = self.rpn_head.losses(objectness, deltas, anchors, valid, targets)
+        rpn_losses = self.rpn_head.losses(features, anchors, valid, targets)
 
+        with torch.no_grad():
+            objectness, deltas = self.rpn_head(features)
         proposals = self._select(objectness, deltas, anchors, _tensor(image_sizes, images), self.train_proposals)
         sampled = self.box_head.sample(proposals, targets)
         logits, box_deltas = self.box_head(self.pool(features, sampled.rois))

@@ -7,8 +7,9 @@
 | RPN head | ReLU within the 3x3 convolution; the two 1x1 convolutions are one; level by level                        |
 | box head | fc1 reads RoI features as they lie in memory, channels last; ReLU within the layers                      |
 
-With dtype float16 or bfloat16 on the CPU, 3x3 convolutions stay float32 (FusedConv2d says why), so that the pyramid's
-outputs and the RPN are float32 as well.
+With dtype float16 or bfloat16 on the CPU, 3x3 convolutions stay float32 unless the processor has AMX (FusedConv2d says
+why), and so do the pyramid's outputs and the RPN. The RPN's outputs are float32 on every CPU: in bfloat16 many logits
+would be equal, and deltas off by up to 1/256.
 """
 
 import copy
@@ -22,7 +23,7 @@ from fastrcnn.models.backbone import BasicBlock, Bottleneck, ResNet
 from fastrcnn.models.box_head import BoxHead
 from fastrcnn.models.faster_rcnn import FasterRCNN
 from fastrcnn.models.fpn import FPN
-from fastrcnn.models.fused import FusedConv2d, FusedLinear
+from fastrcnn.models.fused import FusedConv2d, FusedLinear, prefers_winograd
 from fastrcnn.models.rpn import RPNHead
 from fastrcnn.models.vgg import VGG16
 
@@ -36,13 +37,14 @@ class OptimizedFasterRCNN(FasterRCNN):
     """
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype) -> None:
-        levels = torch.float32 if next(model.parameters()).device.type == "cpu" else dtype
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        levels = torch.float32 if on_cpu and prefers_winograd(dtype) else dtype
         channels, pool = model.rpn_head.conv.in_channels, model.pool_settings
         parts = (  # in place of those that FasterRCNN names, with the same methods as far as detection needs them
             _fused_backbone(model.backbone, dtype),
             None if model.fpn is None else FusedFPN(model.fpn, dtype, levels),
             copy.deepcopy(model.anchors),
-            FusedRPNHead(model.rpn_head, levels),
+            FusedRPNHead(model.rpn_head, levels, torch.float32 if on_cpu else dtype),
             FusedBoxHead(model.box_head, dtype, channels, pool.output_size),
         )
         super().__init__(
@@ -145,9 +147,10 @@ class FusedFPN(nn.Module):
         """As FPN.forward, but the list is empty afterwards: a map's memory is for the next ones."""
         merged: list[Tensor] = []  # coarsest first
         for lateral in reversed(self.lateral):
-            feature = features.pop()
-            above = F.interpolate(merged[-1], size=feature.shape[-2:], mode="nearest") if merged else None
-            merged.append(lateral(feature, above))
+            size = features[-1].shape[-2:]
+            above = F.interpolate(merged[-1], size=size, mode="nearest") if merged else None
+            merged.append(lateral(features.pop(), above))
+        del above
         outputs = [output(merged.pop()) for output in self.output]
         while len(outputs) < self.num_levels:
             outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
@@ -155,9 +158,13 @@ class FusedFPN(nn.Module):
 
 
 class FusedRPNHead(nn.Module):
-    """The RPN's convolutions: its outputs are slices of one map of 5A channels."""
+    """The RPN's convolutions: its outputs are slices of one map of 5A channels.
 
-    def __init__(self, rpn_head: RPNHead, dtype: torch.dtype) -> None:
+    Args:
+        dtype: of the hidden maps. output_dtype: of the outputs.
+    """
+
+    def __init__(self, rpn_head: RPNHead, dtype: torch.dtype, output_dtype: torch.dtype) -> None:
         super().__init__()
         layers = (rpn_head.objectness, rpn_head.deltas)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
@@ -167,7 +174,7 @@ class FusedRPNHead(nn.Module):
         both.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
         both.bias = nn.Parameter(torch.cat(biases))
         self.conv = FusedConv2d(rpn_head.conv, relu=True, dtype=dtype)
-        self.outputs = FusedConv2d(both, dtype=dtype)
+        self.outputs = FusedConv2d(both, dtype=output_dtype)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """As RPNHead.forward."""

@@ -14,8 +14,8 @@ from fastrcnn.config import RpnConfig
 from fastrcnn.models.box_loss import box_loss, check_box_loss
 from fastrcnn.models.convolution import Conv3x3
 from fastrcnn.models.inputs import Target
-from fastrcnn.models.rpn_level import RPNLevel
 from fastrcnn.models.sampler import sample
+from fastrcnn.models.surroundings import surroundings
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the box coding
 EPSILON = torch.finfo(torch.float32).eps  # added to every averaging factor, as mmdetection 2.28 does
@@ -44,21 +44,42 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels [N, in_channels, h, w] -> per level logits of objectness [N, A, h, w] and deltas [N, 4A, h, w]."""
-        layers = [tensor for layer in (self.conv, self.objectness, self.deltas) for tensor in layer.parameters()]
-        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*layers, *features))
-        if trains and features[0].device.type == "cpu":
-            outputs = [RPNLevel.apply(feature, *layers) for feature in features]
-            return [objectness for objectness, _ in outputs], [deltas for _, deltas in outputs]
-        hidden = [F.relu(self.conv(feature), inplace=True) for feature in features]
-        return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
+        levels = [self._level(feature) for feature in features]
+        return [objectness for objectness, _ in levels], [deltas for _, deltas in levels]
+
+    def _level(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(self.conv(feature), inplace=True)
+        return self.objectness(hidden), self.deltas(hidden)
+
+    def at_anchors(self, features: Sequence[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What forward gives for single anchors, without computing it elsewhere: for the losses.
+
+        Args:
+            features: levels [N, in_channels, h, w].
+            image: int64 [K], the image of each.
+            index: int64 [K], its place among the anchors of all levels, in their order.
+        Returns:
+            Logits of objectness [K] and deltas [K, 4], equal to forward's up to rounding.
+        """
+        num_anchors = self.objectness.out_channels
+        around, places, first = [], [], 0
+        for feature in features:
+            height, width = feature.shape[2:]
+            place = ((index >= first) & (index < first + height * width * num_anchors)).nonzero().squeeze(1)
+            cell = (index[place] - first) // num_anchors
+            around.append(surroundings(feature, image[place], cell // width, cell % width))
+            places.append(place)
+            first += height * width * num_anchors
+        hidden = F.relu(F.linear(torch.cat(around), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        objectness, deltas = (
+            F.linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (self.objectness, self.deltas)
+        )
+        order = torch.cat(places).argsort()  # back from level after level
+        rows, anchor = torch.arange(len(order), device=order.device), index % num_anchors
+        return objectness[order][rows, anchor], deltas[order].unflatten(1, (num_anchors, 4))[rows, anchor]
 
     def losses(
-        self,
-        objectness: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        anchors: Sequence[Tensor],
-        valid: Sequence[Tensor],
-        targets: Sequence[Target],
+        self, features: Sequence[Tensor], anchors: Sequence[Tensor], valid: Sequence[Tensor], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """Binary cross entropy of objectness and the positives' box loss.
 
@@ -66,30 +87,30 @@ class RPNHead(nn.Module):
         positive and one negative. An image without objects has negatives only.
 
         Args:
-            objectness, deltas: what forward gave.
+            features: levels [N, in_channels, h, w].
             anchors: float32 [h*w*A, 4] per level.
             valid: bool [sum of h*w*A] per image, AnchorGenerator.valid.
             targets: per image "boxes" float32 [G, 4] in pixels of the network input.
         Returns:
             {"loss_rpn_cls", "loss_rpn_bbox"}, float32 scalars.
         """
-        logits, predicted = _flatten(objectness, 1).squeeze(-1), _flatten(deltas, 4)
         boxes = torch.cat(list(anchors))
-        classification, regression, count = [], [], 0
+        images, sampled, labels, gt_boxes, count = [], [], [], [], 0
         for i, target in enumerate(targets):
             gt_index = self._assign(boxes, valid[i], target["boxes"])
             positive, negative = sample(gt_index, self.sampler.num, self.sampler.positive_fraction)
-            sampled = torch.cat([positive, negative])
-            labels = (gt_index[sampled] > 0).float()
-            gt_boxes = target["boxes"][gt_index[positive] - 1]
-            classification.append(
-                F.binary_cross_entropy_with_logits(logits[i, sampled].float(), labels, reduction="sum")
-            )
-            regression.append(box_loss(predicted[i, positive], boxes[positive], gt_boxes, STDS, self.box_loss))
+            sampled.append(torch.cat([positive, negative]))
+            images.append(torch.full_like(sampled[-1], i))
+            labels.append(gt_index[sampled[-1]] > 0)
+            gt_boxes.append(target["boxes"][gt_index[positive] - 1])
             count += max(len(positive), 1) + max(len(negative), 1)
+        index, positive = torch.cat(sampled), torch.cat(labels)
+        logits, deltas = self.at_anchors(features, torch.cat(images), index)
+        classification = F.binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="sum")
+        regression = box_loss(deltas[positive], boxes[index[positive]], torch.cat(gt_boxes), STDS, self.box_loss)
         return {
-            "loss_rpn_cls": torch.stack(classification).sum() / (count + EPSILON),
-            "loss_rpn_bbox": torch.stack(regression).sum() / (count + EPSILON),
+            "loss_rpn_cls": classification / (count + EPSILON),
+            "loss_rpn_bbox": regression / (count + EPSILON),
         }
 
     def _assign(self, boxes: Tensor, valid: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -100,8 +121,3 @@ class RPNHead(nn.Module):
             boxes[valid], gt_boxes, a.pos_iou, a.neg_iou, a.min_pos_iou, a.match_low_quality
         )
         return gt_index
-
-
-def _flatten(levels: Sequence[Tensor], size: int) -> Tensor:
-    """Maps [N, A * size, h, w] -> [N, sum of h*w*A, size], in the order of the anchors."""
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in levels], dim=1)

@@ -5,7 +5,7 @@ from fastrcnn.ops.anchors import base_anchors, grid_anchors
 from fastrcnn.ops.assignment import assign_max_iou
 from fastrcnn.ops.box_coding import decode_boxes, encode_boxes
 from fastrcnn.ops.box_iou import box_iou
-from fastrcnn.ops.conv3x3 import conv3x3, winograd_weights
+from fastrcnn.ops.conv3x3 import conv3x3
 from fastrcnn.ops.iou_loss import iou_loss
 from fastrcnn.ops.nms import batched_nms, nms, nms_padded
 from fastrcnn.ops.proposals import generate_proposals
@@ -31,5 +31,4 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "select_detections",
-    "winograd_weights",
 ]

@@ -1,29 +1,12 @@
-"""3x3 convolution by Winograd's method, for inference on the CPU: a quarter of the multiplications."""
+"""3x3 convolution by Winograd's method on the CPU: a quarter of the multiplications."""
 
 import torch
 from torch import Tensor
 
 from fastrcnn.ops._library import BUILD_INFO  # noqa: F401  (loads the operators)
 
-_PANEL, _PRODUCTS = 16, 36  # output channels that lie together, products per tile (csrc/winograd/winograd_params.h)
 
-
-def winograd_weights(weight: Tensor) -> Tensor:
-    """The weights of a 3x3 convolution as `conv3x3` takes them: to be computed once per model.
-
-    Args:
-        weight: [out_channels, channels, 3, 3] float32, as of torch.nn.Conv2d.
-    Returns:
-        [out_channels / 16 rounded up, 36, channels, 16] float32, four times the size: per pair of weights' channels the
-        6x6 numbers G g G^T (csrc/winograd/winograd_params.h), computed in float64. Missing output channels are 0.
-    Raises:
-        RuntimeError: wrong shape or type, or a weight that requires a gradient while gradients are recorded.
-    """
-    _check_no_gradient("winograd_weights", weight)
-    return torch.ops.fastrcnn.winograd_weights(weight)
-
-
-def conv3x3(x: Tensor, weights: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """3x3 convolution, stride 1, zero padding 1, by Winograd's F(4x4, 3x3) (Lavin & Gray 2015).
 
     Equal to torch.nn.functional.conv2d(x, weight, bias, padding=1) up to rounding: a tile of 4x4 outputs takes 36
@@ -34,9 +17,9 @@ def conv3x3(x: Tensor, weights: Tensor, bias: Tensor | None, out_channels: int, 
 
     Args:
         x: [N, channels, height, width] float32. Channels-last memory is read as it is; other memory is converted.
-        weights: the convolution's weight, transformed by `winograd_weights`.
+        weight: [out_channels, channels, 3, 3] float32. Contiguous memory is read as it is. Output channels are computed
+            16 at a time, so multiples of 16 waste nothing.
         bias: [out_channels] float32, or None.
-        out_channels: of the convolution. Any number; 16 are computed together, so multiples of 16 waste nothing.
         relu: whether negative outputs become 0 (NaN stays).
     Returns:
         [N, out_channels, height, width] float32 in channels-last memory; empty if one of these is 0. Bitwise the same
@@ -48,25 +31,15 @@ def conv3x3(x: Tensor, weights: Tensor, bias: Tensor | None, out_channels: int, 
         RuntimeError: wrong shape or type, or an argument that requires a gradient while gradients are recorded: there
             is no backward pass. NotImplementedError: tensors on another device than the CPU.
     """
-    _check_no_gradient("conv3x3", x, weights, bias)
-    return torch.ops.fastrcnn.conv3x3(x, weights, bias, out_channels, relu)
-
-
-def _check_no_gradient(name: str, *tensors: Tensor | None) -> None:
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)):
         raise RuntimeError(
-            f"{name} has no backward pass: expected arguments that require no gradient, or a call within "
+            "conv3x3 has no backward pass: expected arguments that require no gradient, or a call within "
             "torch.inference_mode() or torch.no_grad()"
         )
-
-
-@torch.library.register_fake("fastrcnn::winograd_weights")
-def _(weight):
-    panels = (weight.shape[0] + _PANEL - 1) // _PANEL
-    return weight.new_empty((panels, _PRODUCTS, weight.shape[1], _PANEL))
+    return torch.ops.fastrcnn.conv3x3(x, weight, bias, relu)
 
 
 @torch.library.register_fake("fastrcnn::conv3x3")
-def _(x, weights, bias, out_channels, relu):
-    shape = (x.shape[0], out_channels, x.shape[2], x.shape[3])
+def _(x, weight, bias, relu):
+    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -491,27 +491,19 @@ def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     return output[:4], weight[:, :3], data
 
 
-def winograd_weights(weight: Tensor) -> Tensor:
-    """G g G^T of `weight` [O,C,3,3]: [O/16 rounded up, 36, C, 16], in order of (row, column); missing outputs are 0."""
-    _, g, _ = winograd_matrices()
-    transformed = torch.einsum("ia,jb,ocab->ijco", g, g, weight.double()).flatten(0, 1)
-    transformed = F.pad(transformed, (0, -weight.shape[0] % 16))
-    return transformed.unflatten(2, (-1, 16)).permute(2, 0, 1, 3).to(weight.dtype)
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """3x3 convolution of `x` [N,C,H,W] with `weight` [O,C,3,3], stride 1, zero padding 1: [N,O,H,W].
 
-
-def conv3x3(x: Tensor, weights: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False) -> Tensor:
-    """3x3 convolution of `x` [N,C,H,W], stride 1, zero padding 1, from transformed weights: [N,out_channels,H,W].
-
-    (Lavin & Gray 2015, F(4x4, 3x3).) A tile of 4x4 outputs is A^T (U * (B^T d B)) A, summed over C; d are the 6x6
-    inputs around it, U its weights.
+    (Lavin & Gray 2015, F(4x4, 3x3).) A tile of 4x4 outputs is A^T ((G g G^T) * (B^T d B)) A, summed over C; d are the
+    6x6 inputs around it.
     """
-    a, _, b = (matrix.to(x.dtype) for matrix in winograd_matrices())
+    a, g, b = (matrix.to(x.dtype) for matrix in winograd_matrices())
     height, width = x.shape[2:]
     padded = F.pad(x, (1, -width % 4 + 1, 1, -height % 4 + 1))
     patches = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N,C,rows of tiles,columns of tiles,6,6]
     inputs = torch.einsum("ia,jb,ncrsab->ijncrs", b, b, patches)
-    u = weights.to(x.dtype).permute(1, 2, 0, 3).flatten(2)[:, :, :out_channels].unflatten(0, (6, 6))
-    products = torch.einsum("ijncrs,ijco->ijnors", inputs, u)
+    weights = torch.einsum("ia,jb,ocab->ijco", g, g, weight.to(x.dtype))
+    products = torch.einsum("ijncrs,ijco->ijnors", inputs, weights)
     tiles = torch.einsum("ai,bj,ijnors->norasb", a, a, products)
     out = tiles.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
     if bias is not None:
