@@ -29,6 +29,12 @@ if "CUDA_EMULATOR_VARIANT" in os.environ:  # only this one, which may not be mix
 runs = pytest.mark.parametrize("run", RUNS, ids="-".join)
 counts = pytest.mark.parametrize("count", COUNTS)
 box_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# The order of threads and the types of numbers have nothing to do with each other: float32 meets every order.
+feature_types_and_runs = pytest.mark.parametrize(
+    ("dtype", "run"),
+    [(dtype, run) for dtype in TOLERANCE for run in RUNS if dtype == torch.float32 or run in (RUNS[0], RUNS[-1])],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else "-".join(value),
+)
 
 
 def assert_same(run: tuple[str, str], function: Callable, rtol: float = 0, atol: float = 0) -> None:
@@ -186,11 +192,10 @@ def pyramid(channels: int, dtype: torch.dtype, channels_last: bool) -> list[Tens
     return [level.contiguous(memory_format=layout).requires_grad_() for level in maps]
 
 
-@runs
 @pytest.mark.parametrize("channels", [1, 3, 8, 36, 256])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_roi_align(run, dtype, channels_last, channels):
+@feature_types_and_runs
+def test_roi_align(dtype, run, channels_last, channels):
     """The result bit for bit; the gradient, which the CPU sums in another order, up to rounding."""
     features = pyramid(channels, dtype, channels_last)
     for count in (0, 1, 33) if channels < 256 else (5,):
@@ -236,6 +241,18 @@ def test_roi_align_of_bins_with_many_cells(run):
 
 
 @runs
+def test_roi_align_of_reversed_rois(run):
+    """With a fixed number of samples: a cell can come twice, and a list holds 64, 10 or none."""
+    features = torch.randn(1, 3, 90, 300, generator=seeded(0)).requires_grad_()
+    rois = torch.tensor([[0.0, 290, 0, 0, 80], [0, 0, 80, 290, 0], [0, 5, 5, 5, 5], [0, 3, 3, 9, 9]])
+    for bins, samples in (((2, 1), 40), ((300, 1), 20), ((4200, 1), 2), ((4200, 1), 0)):
+        assert_same(run, lambda b=bins, s=samples: ops.roi_align(features.detach(), rois, b, 1.0, s))
+    assert_same(
+        run, lambda: torch.autograd.grad(ops.roi_align(features, rois, (2, 1), 1.0, 40).sum(), features), 0, 1e-4
+    )
+
+
+@runs
 @pytest.mark.parametrize(("count", "bins"), [(1100, (1, 2)), (20, (18, 33))], ids=["many_rois", "many_bins"])
 def test_deterministic_gradient_in_several_parts(run, count, bins):
     """More RoIs than a block lists at once, more on a tile than it takes together, more bins than it weighs at once."""
@@ -256,10 +273,9 @@ def test_deterministic_gradient_in_several_parts(run, count, bins):
 # --- RoIPool ----------------------------------------------------------------------------------------------------------
 
 
-@runs
 @pytest.mark.parametrize("channels", [1, 36, 260])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_roi_pool(run, dtype, channels):
+@feature_types_and_runs
+def test_roi_pool(dtype, run, channels):
     """Bit for bit: the gradients are whole numbers. With fewer channels than a block has threads, and with more."""
     size, count = ((20, 25), 33) if channels < 260 else ((5, 6), 7)
     features = torch.randn(2, channels, *size, generator=seeded(0)).to(dtype)
@@ -285,36 +301,68 @@ def test_roi_pool_of_many_bins(run):
     assert_same(run, lambda: ops.roi_pool(features, rois, (2, 300)))
 
 
+# --- memory that does not begin at 16 bytes ---------------------------------------------------------------------------
+
+
+def displaced(tensor: Tensor) -> Tensor:
+    """The same numbers in the same layout, one number behind where an allocation begins: as a slice can lie."""
+    storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    return storage.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+
+@runs
+@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool])
+def test_features_and_gradients_at_any_address(run, pool):
+    rois = hard_rois(13, torch.float32)
+    for dtype in (torch.float32, torch.float16):
+        maps = torch.randn(2, 16, 9, 8, generator=seeded(0)).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randint(1, 5, (13, 16, 3, 3), generator=seeded(1)).to(dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        for features, gradient in ((displaced(maps), weight), (maps, displaced(weight))):
+            features.requires_grad_()
+
+            def call(deterministic, features=features, gradient=gradient):
+                torch.use_deterministic_algorithms(deterministic)
+                try:
+                    pooled = pool(features, rois, 3, 0.25)
+                    return pooled.detach(), *torch.autograd.grad(pooled, features, gradient)
+                finally:
+                    torch.use_deterministic_algorithms(False)
+
+            for deterministic in (False, True):
+                assert_same(
+                    run, lambda d=deterministic: call(d), TOLERANCE[dtype]["rtol"], 10 * TOLERANCE[dtype]["atol"]
+                )
+
+
 # --- out of bounds, misaligned ----------------------------------------------------------------------------------------
 
-OP_TESTS = [
-    "anchors",
-    "assignment",
-    "box_coding",
-    "box_iou",
-    "nms",
-    "roi_align",
-    "roi_pool",
-    "iou_loss",
-    "proposals",
-    "selection",
-]
+OP_TESTS = {
+    "boxes": ("anchors", "assignment", "box_coding", "box_iou", "nms", "iou_loss"),
+    "pooling": ("roi_align", "roi_pool"),
+    "stages": ("proposals", "selection"),
+}
 
 
 @pytest.mark.skipif("CUDA_EMULATOR_VARIANT" in os.environ, reason="runs in the process that starts the others")
-@pytest.mark.parametrize("variant", ["address", "races"])
-def test_op_tests_under(variant):
+@pytest.mark.parametrize(
+    ("variant", "files"),
+    [
+        *(pytest.param("address", files, id=f"address-{name}") for name, files in OP_TESTS.items()),
+        pytest.param("address", ("emulated_ops",), id="address-this_file"),
+        *(pytest.param("races", files, id=f"races-{name}") for name, files in OP_TESTS.items()),
+    ],
+)
+def test_op_tests_under(variant, files):
     """All op tests again, and for AddressSanitizer those of this file."""
     build.library(variant)
-    tests = Path(__file__).parent
-    files = [tests / f"test_{name}.py" for name in OP_TESTS]
+    paths = [Path(__file__).parent / f"test_{name}.py" for name in files]
     environment = os.environ | {"CUDA_EMULATOR_VARIANT": variant}
     chosen = "emulated and not compile and not opcheck and not torchvision"
     if variant == "address":
         environment |= build.preload()
-        files.append(Path(__file__))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, paths)],
         env=environment,
         capture_output=True,
         text=True,
