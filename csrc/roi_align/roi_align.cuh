@@ -92,8 +92,8 @@ struct CellLists {
   }
 };
 
-// Whether the cells of every bin of a RoI are at most `capacity` per axis: what a list holds. A sample has two. Those of
-// a reversed RoI can come twice, so only the number of its samples tells.
+// Whether the cells of every bin of a RoI are at most `capacity` per axis: what a list holds. A sample has two. Those
+// of a reversed RoI can come twice, so only the number of its samples tells.
 template <typename T>
 __device__ __forceinline__ bool fits_lists(const RoiPlace<T>& place, int capacity) {
   const auto fits = [&](const RoiAxis<T>& axis) {
