@@ -11,7 +11,7 @@ VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.fastrcnn-installed
 TESTABLE := $(VENV)/.fastrcnn-testable
-# A process per CPU; one that has nothing left takes tests over from another.
+# A process per processor; one that has none left takes tests over from another.
 PYTEST := $(RUN) -m pytest -n logical --dist worksteal
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 EMULATOR := $(wildcard tests/cuda_emulator/*.h tests/cuda_emulator/*.c*)

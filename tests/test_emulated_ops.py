@@ -188,19 +188,21 @@ def gradient(features: list[Tensor], rois: Tensor, settings: tuple, deterministi
 def pyramid(channels: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     sizes = [(20, 25), (10, 13)] if channels < 256 else [(9, 8), (5, 4)]
+    if channels > 256:
+        sizes = [(3, 4), (2, 2)]
     maps = [torch.randn(2, channels, *size, generator=seeded(channels)).to(dtype) for size in sizes]
     return [level.contiguous(memory_format=layout).requires_grad_() for level in maps]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 8, 36, 256])
+@pytest.mark.parametrize("channels", [1, 3, 8, 36, 256, 2048])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @feature_types_and_runs
 def test_roi_align(dtype, run, channels_last, channels):
     """The result bit for bit; the gradient, which the CPU sums in another order, up to rounding."""
     features = pyramid(channels, dtype, channels_last)
-    for count in (0, 1, 33) if channels < 256 else (5,):
+    for count in {36: (13,), 256: (5,), 2048: (2,)}.get(channels, (0, 1, 33)):
         rois = hard_rois(count, dtype)
-        for settings in ((7, 0), ((2, 3), 2)):
+        for settings in ((7, 0), ((2, 3), 2)) if channels < 2048 else (((2, 3), 0),):
             assert_same(run, lambda r=rois, s=settings: ops.multilevel_roi_align(features, r, (4, 8), *s, 28))
             for deterministic in (True, False):
                 expected = gradient(features, rois, settings, deterministic)
@@ -222,11 +224,10 @@ def test_deterministic_gradient_does_not_depend_on_the_schedule(dtype):
 
 
 @runs
-def test_roi_align_of_many_channels_and_bins(run):
-    features = torch.randn(1, 2048, 3, 4, generator=seeded(0)).requires_grad_()
+def test_roi_align_of_many_bins_and_samples(run):
+    features = torch.randn(1, 5, 3, 4, generator=seeded(0))
     rois = torch.tensor([[0.0, 1, 2, 9, 12], [0, 0, 0, 16, 12]])
-    assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 2, 0.25).square().sum(), features), 0, 1)
-    assert_same(run, lambda: ops.roi_align(features[:, :5].detach(), rois, (18, 33), 0.25, 40))
+    assert_same(run, lambda: ops.roi_align(features, rois, (18, 33), 0.25, 40))
 
 
 @runs
@@ -273,11 +274,11 @@ def test_deterministic_gradient_in_several_parts(run, count, bins):
 # --- RoIPool ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 36, 260])
+@pytest.mark.parametrize("channels", [1, 8, 36, 260, 2048])
 @feature_types_and_runs
 def test_roi_pool(dtype, run, channels):
     """Bit for bit: the gradients are whole numbers. With fewer channels than a block has threads, and with more."""
-    size, count = ((20, 25), 33) if channels < 260 else ((5, 6), 7)
+    size, count = {36: ((20, 25), 13), 260: ((5, 6), 7), 2048: ((5, 6), 2)}.get(channels, ((20, 25), 33))
     features = torch.randn(2, channels, *size, generator=seeded(0)).to(dtype)
     features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
 
