@@ -137,6 +137,8 @@ def test_box_iou(run, count, dtype):
 @box_types
 def test_box_coding(run, count, dtype):
     boxes, targets = hard_boxes(count, dtype), hard_boxes(count, dtype, seed=1)
+    if count > 30:  # sides whose logarithm is infinite, or none
+        targets[15, 2], targets[16, 3] = targets[15, 0], targets[16, 1] - 5
     means, stds = (0.1, 0.2, -0.1, 0.0), (0.1, 0.1, 0.2, 0.3)
     deltas = (torch.randn(count, 12, generator=seeded(2)) * 4).to(dtype).requires_grad_()
     weight = torch.randn(count, 12, generator=seeded(3)).to(dtype)
@@ -300,6 +302,29 @@ def test_roi_pool(dtype, run, channels):
 def test_roi_pool_of_many_bins(run):
     features, rois = torch.randn(2, 3, 20, 25, generator=seeded(0)), hard_rois(3, torch.float32)
     assert_same(run, lambda: ops.roi_pool(features, rois, (2, 300)))
+
+
+@runs
+@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool])
+def test_images_that_do_not_exist(run, pool):
+    """The CPU raises an error; CUDA, where looking would mean waiting, takes such a RoI for padding."""
+    features = torch.randn(2, 3, 20, 25, generator=seeded(0)).requires_grad_()
+    padding = hard_rois(9, torch.float32)
+    padding[2:7, 0] = -1
+    wrong = padding.clone()
+    wrong[2:7, 0] = torch.tensor([2.0, 1e30, NAN, INF, -2.0])
+
+    def call(rois, deterministic):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            pooled = pool(features, rois, 3, 0.25)
+            return pooled.detach(), *torch.autograd.grad(pooled.sum(), features)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    with emulated(*run):
+        for deterministic in (False, True):
+            assert_close(call(wrong, deterministic), call(padding, deterministic), rtol=0, atol=0)
 
 
 # --- memory that does not begin at 16 bytes ---------------------------------------------------------------------------
