@@ -165,7 +165,7 @@ def test_grid_anchors(run, size, dtype):
 
 
 def hard_rois(count: int, dtype: torch.dtype) -> Tensor:
-    """On two images, partly outside; some are padding, some not finite, one covers far more than the image."""
+    """On two images, partly outside; some are padding, not finite, or far larger than the image."""
     rois = torch.cat((torch.randint(2, (count, 1), generator=seeded(7)).float(), random_boxes(count)), dim=1)
     if count > 10:
         rois[0, 0] = -1
@@ -174,6 +174,7 @@ def hard_rois(count: int, dtype: torch.dtype) -> Tensor:
         rois[3, 3] = INF
         rois[4, 3:] = rois[4, 1:3]
         rois[5, 1:] += 1e7
+        rois[6, 1:] = torch.tensor([-2e9, -1e9, 1e9, 2e9])  # more samples than float32 can tell apart
     return rois.to(torch.promote_types(dtype, torch.float32))
 
 
@@ -240,6 +241,8 @@ def test_roi_align_of_bins_with_many_cells(run):
         rois = torch.tensor([[0.0, 0, 0, 150, height], [0, 0, 0, height, 90], [0, 3.5, 2.5, 3.5 + height, 90]])
         assert_same(run, lambda r=rois: ops.roi_align(features.detach(), r, (1, 2)))
         assert_same(run, lambda r=rois: ops.roi_align(features.detach(), r, 1))
+    for flat, end in ((features[:, :, :9], (150, 9)), (features[..., :9], (9, 90))):
+        assert_same(run, lambda f=flat, e=end: ops.roi_align(f.detach(), torch.tensor([[0.0, 0, 0, *e]]), 1))
     assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 1).square().sum(), features), 0, 1e-5)
 
 
@@ -250,9 +253,16 @@ def test_roi_align_of_reversed_rois(run):
     rois = torch.tensor([[0.0, 290, 0, 0, 80], [0, 0, 80, 290, 0], [0, 5, 5, 5, 5], [0, 3, 3, 9, 9]])
     for bins, samples in (((2, 1), 40), ((300, 1), 20), ((4200, 1), 2), ((4200, 1), 0)):
         assert_same(run, lambda b=bins, s=samples: ops.roi_align(features.detach(), rois, b, 1.0, s))
-    assert_same(
-        run, lambda: torch.autograd.grad(ops.roi_align(features, rois, (2, 1), 1.0, 40).sum(), features), 0, 1e-4
-    )
+
+    def gradient_of(deterministic):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            return torch.autograd.grad(ops.roi_align(features, rois, (2, 1), 1.0, 40).sum(), features)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    for deterministic in (False, True):
+        assert_same(run, lambda d=deterministic: gradient_of(d), 0, 1e-4)
 
 
 @runs
