@@ -11,6 +11,8 @@ VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.fastrcnn-installed
 TESTABLE := $(VENV)/.fastrcnn-testable
+# A process per processor; one that has none left takes tests over from another.
+PYTEST := $(RUN) -m pytest -n logical --dist worksteal
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 EMULATOR := $(wildcard tests/cuda_emulator/*.h tests/cuda_emulator/*.c*)
 
@@ -20,10 +22,10 @@ demo: $(INSTALLED)
 	$(RUN) -m fastrcnn.demo
 
 test: $(TESTABLE)
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-emulated: $(TESTABLE)
-	$(RUN) -m pytest -k "emulated or emulator or ptx"
+	$(PYTEST) -k "emulated or emulator or ptx"
 
 bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py

@@ -24,6 +24,9 @@ TOLERANCE: dict[torch.dtype, dict[str, float]] = {
     torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
 }
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # tests run side by side, and share the processors
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 # --- fixtures ---------------------------------------------------------------------------------------------------------
 
 

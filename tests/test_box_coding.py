@@ -110,17 +110,18 @@ def test_gradcheck(device, shape):
 
 
 def test_gradient_on_the_border(device):
-    """A box exactly as large as the image, and a delta exactly at the limit: the clamp lets the gradient through."""
+    """A box exactly as large as the image, and a delta exactly at a limit: the clamp lets the gradient through."""
     boxes = torch.tensor([[0.0, 0, 70, 90]], device=device)
     deltas = torch.tensor([[0.0, 0, 0, reference.MAX_LOG_RATIO]], device=device)
-    for given in (torch.zeros_like(deltas), deltas):
+    weight = torch.tensor([[1.0, 2, 3, 5]], device=device)
+    for given in (torch.zeros_like(deltas), deltas, -deltas):
         leaf = given.requires_grad_()
         for max_shape in (None, (90, 70)):
             unit = (MEANS, (1.0,) * 4, max_shape)
-            (gradient,) = torch.autograd.grad(ops.decode_boxes(boxes, leaf, *unit)[:, 2:].sum(), leaf)
-            (expected,) = torch.autograd.grad(reference.decode_boxes(boxes, leaf, *unit)[:, 2:].sum(), leaf)
+            (gradient,) = torch.autograd.grad(ops.decode_boxes(boxes, leaf, *unit), leaf, weight)
+            (expected,) = torch.autograd.grad(reference.decode_boxes(boxes, leaf, *unit), leaf, weight)
             assert_close(gradient, expected)
-            assert gradient[0, 2] == 35
+            assert gradient[0, 2] == (3 - 1) * 35
 
 
 # --- edges ------------------------------------------------------------------------------------------------------------

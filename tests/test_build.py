@@ -157,7 +157,9 @@ def test_setup_refuses_contradicting_switches():
 @checkout
 def test_sdist_holds_all_that_the_build_needs(tmp_path: Path):
     copy = tmp_path / "source"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.so", "*.egg-info"))
+    left_out = (".git", ".venv", "build", "runs", "*.so", "*.egg-info")
+    at_work = (".*_cache", "__pycache__")  # where other tests put and remove files meanwhile
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out, *at_work))
     result = run_python("setup.py", "-q", "sdist", "-d", str(tmp_path / "dist"), cwd=copy, FASTRCNN_CPU_ONLY="1")
     assert result.returncode == 0, result.stderr
     (archive,) = (tmp_path / "dist").glob("*.tar.gz")

@@ -88,6 +88,38 @@ def pool_backward(deterministic: bool) -> Callable[..., Any]:
     return backward
 
 
+def pool_to_bins(features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.fastrcnn.roi_pool(features, rois, 7, 6, 1 / 4)
+
+
+def pool_to_bins_backward(deterministic: bool) -> Callable[..., Any]:
+    def backward(grad: Tensor, features: Tensor, rois: Tensor) -> Tensor:
+        _, argmax = pool_to_bins(features, rois)
+        settings = (*features.shape[::2], features.shape[3], 1 / 4, True, deterministic)
+        return torch.ops.fastrcnn._roi_pool_backward(grad, rois, argmax, *settings)
+
+    return backward
+
+
+def pool_to_bins_inputs(seed: int) -> tuple[Tensor, Tensor]:
+    return pyramid(seed, 40)[0], random_rois(200, NUM_IMAGES, EXTENT, seed)
+
+
+def iou_loss(kind: str) -> Callable[..., Any]:
+    """The loss, and the gradient of the prediction."""
+
+    def loss_and_gradient(grad: Tensor, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        loss, derivative = torch.ops.fastrcnn._iou_loss(pred, target, kind, "log", 1e-3, 0.2)
+        return loss, torch.ops.fastrcnn._iou_loss_backward(grad, derivative)
+
+    return loss_and_gradient
+
+
+def iou_loss_inputs(seed: int) -> tuple[Tensor, Tensor]:
+    target = random_boxes(900, EXTENT, seed)
+    return target + randn(900, 4, seed=seed) * 3, target
+
+
 @functools.cache
 def model() -> FasterRCNN:
     return tiny_model.small().eval().cuda()
@@ -116,6 +148,14 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int], tuple]]] = {
         lambda boxes, deltas, shape: ops.decode_boxes(boxes, deltas, MEANS, STDS, shape),
         lambda seed: (random_boxes(900, EXTENT, seed), randn(900, 12, seed=seed), max_shape(seed)),
     ),
+    "decode_boxes backward": (
+        lambda grad, boxes, deltas, shape: torch.ops.fastrcnn._decode_boxes_backward(
+            grad, boxes, deltas, list(MEANS), list(STDS), shape
+        ),
+        lambda seed: (randn(900, 12, seed=seed + 1), *CASES["decode_boxes"][1](seed)),
+    ),
+    "giou_loss": (iou_loss("giou"), lambda seed: (randn(900, seed=seed + 1), *iou_loss_inputs(seed))),
+    "bounded_iou_loss": (iou_loss("bounded_iou"), lambda seed: (randn(900, 4, seed=seed + 1), *iou_loss_inputs(seed))),
     "box_iou": (ops.box_iou, lambda seed: (random_boxes(300, EXTENT, seed), random_boxes(70, EXTENT, seed + 1))),
     "assign_max_iou": (
         lambda boxes, objects: ops.assign_max_iou(boxes, objects, 0.7, 0.3, 0.3, True),
@@ -149,6 +189,15 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int], tuple]]] = {
         pool_backward(deterministic=True),
         lambda seed: (randn(200, 64, 7, 7, seed=seed), random_rois(200, NUM_IMAGES, EXTENT, seed)),
     ),
+    "roi_pool": (pool_to_bins, pool_to_bins_inputs),
+    "roi_pool backward": (
+        pool_to_bins_backward(deterministic=False),
+        lambda seed: (randn(200, 40, 7, 6, seed=seed), *pool_to_bins_inputs(seed)),
+    ),
+    "roi_pool deterministic backward": (
+        pool_to_bins_backward(deterministic=True),
+        lambda seed: (randn(200, 40, 7, 6, seed=seed), *pool_to_bins_inputs(seed)),
+    ),
     "detect_padded": (detect, model_inputs),
 }
 
@@ -173,7 +222,7 @@ def assert_same(actual: Any, expected: Any, tolerance: float) -> None:
 
 def tolerance(name: str) -> float:
     """Of two runs on the same device: sums by atomics are taken in any order, all else is the same to the last bit."""
-    return 1e-4 if name == "multilevel_roi_align backward" else 0
+    return 1e-4 if name in ("multilevel_roi_align backward", "roi_pool backward") else 0
 
 
 # --- every op ---------------------------------------------------------------------------------------------------------

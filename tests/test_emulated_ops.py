@@ -29,6 +29,12 @@ if "CUDA_EMULATOR_VARIANT" in os.environ:  # only this one, which may not be mix
 runs = pytest.mark.parametrize("run", RUNS, ids="-".join)
 counts = pytest.mark.parametrize("count", COUNTS)
 box_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# The order of threads and the types of numbers have nothing to do with each other: float32 meets every order.
+feature_types_and_runs = pytest.mark.parametrize(
+    ("dtype", "run"),
+    [(dtype, run) for dtype in TOLERANCE for run in RUNS if dtype == torch.float32 or run in (RUNS[0], RUNS[-1])],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else "-".join(value),
+)
 
 
 def assert_same(run: tuple[str, str], function: Callable, rtol: float = 0, atol: float = 0) -> None:
@@ -131,6 +137,8 @@ def test_box_iou(run, count, dtype):
 @box_types
 def test_box_coding(run, count, dtype):
     boxes, targets = hard_boxes(count, dtype), hard_boxes(count, dtype, seed=1)
+    if count > 30:  # sides whose logarithm is infinite, or none
+        targets[15, 2], targets[16, 3] = targets[15, 0], targets[16, 1] - 5
     means, stds = (0.1, 0.2, -0.1, 0.0), (0.1, 0.1, 0.2, 0.3)
     deltas = (torch.randn(count, 12, generator=seeded(2)) * 4).to(dtype).requires_grad_()
     weight = torch.randn(count, 12, generator=seeded(3)).to(dtype)
@@ -157,7 +165,7 @@ def test_grid_anchors(run, size, dtype):
 
 
 def hard_rois(count: int, dtype: torch.dtype) -> Tensor:
-    """On two images, partly outside; some are padding, some not finite, one covers far more than the image."""
+    """On two images, partly outside; some are padding, not finite, or far larger than the image."""
     rois = torch.cat((torch.randint(2, (count, 1), generator=seeded(7)).float(), random_boxes(count)), dim=1)
     if count > 10:
         rois[0, 0] = -1
@@ -166,12 +174,14 @@ def hard_rois(count: int, dtype: torch.dtype) -> Tensor:
         rois[3, 3] = INF
         rois[4, 3:] = rois[4, 1:3]
         rois[5, 1:] += 1e7
+        rois[6, 1:] = torch.tensor([-2e9, -1e9, 1e9, 2e9])  # more samples than float32 can tell apart
     return rois.to(torch.promote_types(dtype, torch.float32))
 
 
-def gradient(features: list[Tensor], rois: Tensor, settings: tuple, deterministic: bool) -> tuple[Tensor, ...]:
-    pooled = ops.multilevel_roi_align(features, rois, (4, 8), *settings, finest_scale=28)
-    weight = torch.randn(pooled.shape, generator=seeded(8)).to(pooled)
+def backward(
+    pooled: Tensor, features: Tensor | list[Tensor], weight: Tensor, deterministic: bool
+) -> tuple[Tensor, ...]:
+    """The gradient of the features, by atomic additions or by the kernel that adds in a fixed order."""
     torch.use_deterministic_algorithms(deterministic)
     try:
         return torch.autograd.grad(pooled, features, weight)
@@ -179,23 +189,29 @@ def gradient(features: list[Tensor], rois: Tensor, settings: tuple, deterministi
         torch.use_deterministic_algorithms(False)
 
 
+def gradient(features: list[Tensor], rois: Tensor, settings: tuple, deterministic: bool) -> tuple[Tensor, ...]:
+    pooled = ops.multilevel_roi_align(features, rois, (4, 8), *settings, finest_scale=28)
+    return backward(pooled, features, torch.randn(pooled.shape, generator=seeded(8)).to(pooled), deterministic)
+
+
 def pyramid(channels: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     sizes = [(20, 25), (10, 13)] if channels < 256 else [(9, 8), (5, 4)]
+    if channels > 256:
+        sizes = [(3, 4), (2, 2)]
     maps = [torch.randn(2, channels, *size, generator=seeded(channels)).to(dtype) for size in sizes]
     return [level.contiguous(memory_format=layout).requires_grad_() for level in maps]
 
 
-@runs
-@pytest.mark.parametrize("channels", [1, 3, 8, 36, 256])
+@pytest.mark.parametrize("channels", [1, 3, 8, 36, 256, 2048])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_roi_align(run, dtype, channels_last, channels):
+@feature_types_and_runs
+def test_roi_align(dtype, run, channels_last, channels):
     """The result bit for bit; the gradient, which the CPU sums in another order, up to rounding."""
     features = pyramid(channels, dtype, channels_last)
-    for count in (0, 1, 33) if channels < 256 else (5,):
+    for count in {36: (13,), 256: (5,), 2048: (2,)}.get(channels, (0, 1, 33)):
         rois = hard_rois(count, dtype)
-        for settings in ((7, 0), ((2, 3), 2)):
+        for settings in ((7, 0), ((2, 3), 2)) if channels < 2048 else (((2, 3), 0),):
             assert_same(run, lambda r=rois, s=settings: ops.multilevel_roi_align(features, r, (4, 8), *s, 28))
             for deterministic in (True, False):
                 expected = gradient(features, rois, settings, deterministic)
@@ -217,11 +233,10 @@ def test_deterministic_gradient_does_not_depend_on_the_schedule(dtype):
 
 
 @runs
-def test_roi_align_of_many_channels_and_bins(run):
-    features = torch.randn(1, 2048, 3, 4, generator=seeded(0)).requires_grad_()
+def test_roi_align_of_many_bins_and_samples(run):
+    features = torch.randn(1, 5, 3, 4, generator=seeded(0))
     rois = torch.tensor([[0.0, 1, 2, 9, 12], [0, 0, 0, 16, 12]])
-    assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 2, 0.25).square().sum(), features), 0, 1)
-    assert_same(run, lambda: ops.roi_align(features[:, :5].detach(), rois, (18, 33), 0.25, 40))
+    assert_same(run, lambda: ops.roi_align(features, rois, (18, 33), 0.25, 40))
 
 
 @runs
@@ -232,7 +247,27 @@ def test_roi_align_of_bins_with_many_cells(run):
         rois = torch.tensor([[0.0, 0, 0, 150, height], [0, 0, 0, height, 90], [0, 3.5, 2.5, 3.5 + height, 90]])
         assert_same(run, lambda r=rois: ops.roi_align(features.detach(), r, (1, 2)))
         assert_same(run, lambda r=rois: ops.roi_align(features.detach(), r, 1))
+    for flat, end in ((features[:, :, :9], (150, 9)), (features[..., :9], (9, 90))):
+        assert_same(run, lambda f=flat, e=end: ops.roi_align(f.detach(), torch.tensor([[0.0, 0, 0, *e]]), 1))
     assert_same(run, lambda: torch.autograd.grad(ops.roi_align(features, rois, 1).square().sum(), features), 0, 1e-5)
+
+
+@runs
+def test_roi_align_of_reversed_rois(run):
+    """With a fixed number of samples: a cell can come twice, and a list holds 64, 10 or none."""
+    features = torch.randn(1, 3, 90, 300, generator=seeded(0)).requires_grad_()
+    rois = torch.tensor([[0.0, 290, 0, 0, 80], [0, 0, 80, 290, 0], [0, 5, 5, 5, 5], [0, 3, 3, 9, 9]])
+    for bins, samples in (((2, 1), 40), ((300, 1), 20), ((4200, 1), 2), ((4200, 1), 0)):
+        assert_same(run, lambda b=bins, s=samples: ops.roi_align(features.detach(), rois, b, 1.0, s))
+
+    weight = torch.randn(4, 3, 2, 1, generator=seeded(1))
+    for deterministic in (False, True):
+        assert_same(
+            run,
+            lambda d=deterministic: backward(ops.roi_align(features, rois, (2, 1), 1.0, 40), features, weight, d),
+            0,
+            1e-4,
+        )
 
 
 @runs
@@ -242,37 +277,25 @@ def test_deterministic_gradient_in_several_parts(run, count, bins):
     features = torch.randn(2, 4, 9, 10, generator=seeded(0)).requires_grad_()
     rois = hard_rois(count, torch.float32)
 
-    def call():
-        weight = torch.randn(count, 4, *bins, generator=seeded(1))
-        torch.use_deterministic_algorithms(True)
-        try:
-            return torch.autograd.grad(ops.roi_align(features, rois, bins, 0.25, 2), features, weight)
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    assert_same(run, call, 1e-5, 1e-3)
+    weight = torch.randn(count, 4, *bins, generator=seeded(1))
+    assert_same(run, lambda: backward(ops.roi_align(features, rois, bins, 0.25, 2), features, weight, True), 1e-5, 1e-3)
 
 
 # --- RoIPool ----------------------------------------------------------------------------------------------------------
 
 
-@runs
-@pytest.mark.parametrize("channels", [1, 36, 260])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_roi_pool(run, dtype, channels):
+@pytest.mark.parametrize("channels", [1, 8, 36, 260, 2048])
+@feature_types_and_runs
+def test_roi_pool(dtype, run, channels):
     """Bit for bit: the gradients are whole numbers. With fewer channels than a block has threads, and with more."""
-    size, count = ((20, 25), 33) if channels < 260 else ((5, 6), 7)
+    size, count = {36: ((20, 25), 13), 260: ((5, 6), 7), 2048: ((5, 6), 2)}.get(channels, ((20, 25), 33))
     features = torch.randn(2, channels, *size, generator=seeded(0)).to(dtype)
     features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def call(rois, bins, deterministic):
         pooled = ops.roi_pool(features, rois, bins, 0.25)
         weight = torch.randint(1, 5, pooled.shape, generator=seeded(1)).to(pooled)
-        torch.use_deterministic_algorithms(deterministic)
-        try:
-            return pooled, *torch.autograd.grad(pooled, features, weight)
-        finally:
-            torch.use_deterministic_algorithms(False)
+        return pooled, *backward(pooled, features, weight, deterministic)
 
     for rois, bins in ((hard_rois(count, dtype), (7, 6)), (hard_rois(2, dtype), (2, 3)), (hard_rois(0, dtype), 7)):
         for deterministic in (False, True):
@@ -285,36 +308,81 @@ def test_roi_pool_of_many_bins(run):
     assert_same(run, lambda: ops.roi_pool(features, rois, (2, 300)))
 
 
+@runs
+@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool])
+def test_images_that_do_not_exist(run, pool):
+    """The CPU raises an error; CUDA, where looking would mean waiting, takes such a RoI for padding."""
+    features = torch.randn(2, 3, 20, 25, generator=seeded(0)).requires_grad_()
+    padding = hard_rois(9, torch.float32)
+    padding[2:7, 0] = -1
+    wrong = padding.clone()
+    wrong[2:7, 0] = torch.tensor([2.0, 1e30, NAN, INF, -2.0])
+
+    def call(rois, deterministic):
+        pooled = pool(features, rois, 3, 0.25)
+        return pooled, *backward(pooled, features, torch.ones_like(pooled), deterministic)
+
+    with emulated(*run):
+        for deterministic in (False, True):
+            assert_close(call(wrong, deterministic), call(padding, deterministic), rtol=0, atol=0)
+
+
+# --- memory that does not begin at 16 bytes ---------------------------------------------------------------------------
+
+
+def displaced(tensor: Tensor) -> Tensor:
+    """The same numbers in the same layout, one number behind where an allocation begins: as a slice can lie."""
+    storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    return storage.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+
+@runs
+@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool])
+def test_features_and_gradients_at_any_address(run, pool):
+    rois = hard_rois(13, torch.float32)
+    for dtype in (torch.float32, torch.float16):
+        maps = torch.randn(2, 16, 9, 8, generator=seeded(0)).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randint(1, 5, (13, 16, 3, 3), generator=seeded(1)).to(dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        for features, gradient in ((displaced(maps), weight), (maps, displaced(weight))):
+            features.requires_grad_()
+
+            def call(deterministic, features=features, gradient=gradient):
+                pooled = pool(features, rois, 3, 0.25)
+                return pooled, *backward(pooled, features, gradient, deterministic)
+
+            for deterministic in (False, True):
+                assert_same(run, lambda d=deterministic: call(d), 0, 10 * TOLERANCE[dtype]["atol"])
+
+
 # --- out of bounds, misaligned ----------------------------------------------------------------------------------------
 
-OP_TESTS = [
-    "anchors",
-    "assignment",
-    "box_coding",
-    "box_iou",
-    "nms",
-    "roi_align",
-    "roi_pool",
-    "iou_loss",
-    "proposals",
-    "selection",
-]
+OP_TESTS = {
+    "boxes": ("anchors", "assignment", "box_coding", "box_iou", "nms", "iou_loss"),
+    "pooling": ("roi_align", "roi_pool"),
+    "stages": ("proposals", "selection"),
+}
 
 
 @pytest.mark.skipif("CUDA_EMULATOR_VARIANT" in os.environ, reason="runs in the process that starts the others")
-@pytest.mark.parametrize("variant", ["address", "races"])
-def test_op_tests_under(variant):
+@pytest.mark.parametrize(
+    ("variant", "files"),
+    [
+        *(pytest.param("address", files, id=f"address-{name}") for name, files in OP_TESTS.items()),
+        pytest.param("address", ("emulated_ops",), id="address-this_file"),
+        *(pytest.param("races", files, id=f"races-{name}") for name, files in OP_TESTS.items()),
+    ],
+)
+def test_op_tests_under(variant, files):
     """All op tests again, and for AddressSanitizer those of this file."""
     build.library(variant)
-    tests = Path(__file__).parent
-    files = [tests / f"test_{name}.py" for name in OP_TESTS]
+    paths = [Path(__file__).parent / f"test_{name}.py" for name in files]
     environment = os.environ | {"CUDA_EMULATOR_VARIANT": variant}
     chosen = "emulated and not compile and not opcheck and not torchvision"
     if variant == "address":
         environment |= build.preload()
-        files.append(Path(__file__))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", chosen, *map(str, paths)],
         env=environment,
         capture_output=True,
         text=True,

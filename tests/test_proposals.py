@@ -131,6 +131,18 @@ def test_equals_torchvision(layout):
         assert_close(scores[i, : count[i]], expected_scores[i])
 
 
+def test_images_more_than_2_to_the_31_numbers_apart(device):
+    (logits,), (deltas,), anchors = random_levels(2, 3, [(6, 10)], dtype=torch.float16, device=device)
+    try:
+        storage = torch.empty(2**31 + 1000, dtype=torch.float16, device=device)  # of which little is touched
+    except RuntimeError as error:
+        pytest.skip(f"the machine refuses 4.3 GB of unused memory: {error}")
+    strides = (2**31, 60, 10, 1)
+    far_logits = storage.as_strided(logits.shape, strides).copy_(logits)
+    far_deltas = storage.as_strided(deltas.shape, strides, logits[0].numel()).copy_(deltas)
+    assert_equals_reference(([far_logits], [far_deltas], anchors), IMAGES, 100, 150, 0.7)
+
+
 # --- the rule, at its edges -------------------------------------------------------------------------------------------
 
 

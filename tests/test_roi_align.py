@@ -245,20 +245,41 @@ def test_both_layouts_give_the_same_bits(device, dtype):
     assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-def test_more_than_2_to_the_31_elements():
-    """Most of the map is never touched, so it takes no memory."""
-    side = 2900  # cells; 2900 * 2900 * 256 > 2**31
+def unused_memory(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where most of it is never touched, it takes no memory on the CPU."""
     try:
-        storage = torch.empty(side, side, 256, dtype=torch.float16)
+        return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:
-        pytest.skip(f"the machine refuses 4.3 GB of unused memory: {error}")
-    corner = torch.randn(16, 16, 256, generator=seeded(0)).half()
-    storage[-16:, -16:] = corner
-    box = torch.tensor([[0, 2.0, 2, 14, 14]])
-    shifted = box + (side - 16) * torch.tensor([[0, 1, 1, 1, 1]])
-    pooled = ops.roi_align(storage.permute(2, 0, 1)[None], shifted, 7)
+        pytest.skip(f"the machine refuses gigabytes of unused memory: {error}")
+
+
+@pytest.mark.parametrize(("images", "side"), [(1, 2920), (64, 372)])
+def test_more_than_2_to_the_31_features(device, images, side):
+    storage = unused_memory(images, side, side, 256, dtype=torch.float16, device=device)
+    assert storage[-1, -16].storage_offset() > 2**31
+    corner = torch.randn(16, 16, 256, generator=seeded(0)).half().to(device)
+    storage[-1, -16:, -16:] = corner
+    box = torch.tensor([[0, 2.0, 2, 14, 14]], device=device)
+    shifted = box + torch.tensor([[images - 1] + [side - 16] * 4], device=device)
+    pooled = ops.roi_align(storage.permute(0, 3, 1, 2), shifted, 7)
     # Far from the origin a float32 coordinate has 12 bits behind the point.
     assert_close(pooled, ops.roi_align(corner.permute(2, 0, 1)[None], box, 7), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gradient_of_more_than_2_to_the_31_bins(device, deterministic):
+    """All but the last RoI are padding."""
+    count, channels = 5400, 8192
+    storage = unused_memory(count, 7, 7, channels, dtype=torch.float16, device=device)
+    assert storage[:-1].numel() > 2**31
+    storage[-1] = torch.randn(7, 7, channels, generator=seeded(0))
+    rois = torch.full((count, 5), -1.0, device=device)
+    rois[-1] = torch.tensor([0.0, 1, 1, 6, 5])
+    settings = ([8], [7], 1, [1.0], 2, True, 56.0, True, deterministic)
+    grad = storage.permute(0, 3, 1, 2)
+    (gradient,) = torch.ops.fastrcnn._multilevel_roi_align_backward(grad, rois, *settings)
+    (expected,) = torch.ops.fastrcnn._multilevel_roi_align_backward(grad[-1:].clone(), rois[-1:], *settings)
+    assert_close(gradient, expected, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])

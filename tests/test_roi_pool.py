@@ -90,6 +90,9 @@ DEGENERATE = {
     "just below a half": (0.49999997 * 4, 0, 40, 40),
     "much larger than the image": (-3e4, -2e4, 5e4, 4e4),
     "x1 is NaN": (NAN, 10, 40, 40),
+    "y1 is NaN": (10, NAN, 40, 40),
+    "x2 is NaN": (10, 10, NAN, 40),
+    "y2 is NaN": (10, 10, 40, NAN),
     "all NaN": (NAN, NAN, NAN, NAN),
     "infinite": (10, 10, INF, INF),
     "infinite both ways": (-INF, -INF, INF, INF),
@@ -227,6 +230,28 @@ def test_memory_of_the_result_is_that_of_the_features(device, channels_last):
     assert pooled.is_contiguous(memory_format=layout)
     pooled.sum().backward()
     assert features.grad.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gradient_of_more_than_2_to_the_31_bins(device, deterministic):
+    """All but the last RoI are padding, so that most of the memory is never touched."""
+    count, channels = 5400, 8192
+    try:
+        grad = torch.empty(count, 7, 7, channels, dtype=torch.float16, device=device)
+        argmax = torch.empty(count, 7, 7, channels, dtype=torch.int32, device=device)
+    except RuntimeError as error:
+        pytest.skip(f"the machine refuses 13 GB of unused memory: {error}")
+    assert grad[:-1].numel() > 2**31
+    grad[-1] = torch.randint(1, 5, (7, 7, channels), generator=seeded(0))
+    rois = torch.full((count, 5), -1.0, device=device)
+    rois[-1] = torch.tensor([0.0, 0, 0, 2, 2])  # 3 x 3 cells
+    argmax[-1] = (torch.arange(7) * 3 // 7)[:, None, None] * 4 + (torch.arange(7) * 3 // 7)[:, None]
+    settings = (1, 3, 4, 1.0, True, deterministic)
+    grad, argmax = grad.permute(0, 3, 1, 2), argmax.permute(0, 3, 1, 2)
+    gradient = torch.ops.fastrcnn._roi_pool_backward(grad, rois, argmax, *settings)
+    expected = torch.ops.fastrcnn._roi_pool_backward(grad[-1:].clone(), rois[-1:], argmax[-1:].clone(), *settings)
+    assert expected.count_nonzero() > 0
+    assert_close(gradient, expected, rtol=0, atol=0)
 
 
 def test_same_for_any_number_of_threads():

@@ -126,6 +126,13 @@ def test_a_score_at_the_threshold_is_not_enough(device):
     assert select(quarter, 0.2499999)[0] == [(0, 0), (0, 1), (0, 2)]
 
 
+def test_as_many_classes_as_a_threshold_lets_through(device):
+    """40 of 80 classes share the score, 0.025 each."""
+    logits = [[0.0 if c % 2 else -INF for c in range(81)]]
+    found, _ = select(one_box(logits, device), 0.0249999, max_output=100)
+    assert found == [(0, c) for c in range(1, 80, 2)]
+
+
 def test_ties_come_by_roi_and_then_by_class(device):
     outputs = one_box([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]], device)
     assert select(outputs)[0] == [(0, 0), (0, 1), (20, 0), (20, 1)]

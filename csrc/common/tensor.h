@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -137,8 +138,19 @@ inline Tensor to_channels_last(const Tensor& tensor) {
   return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
 }
 
+// In the emulator of the tests new memory is full of NaN, so that a number that no kernel writes is noticed.
+inline Tensor unwritten(Tensor tensor) {
+#if defined(FASTRCNN_CUDA_EMULATOR)
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  if (bytes > 0) std::memset(tensor.mutable_data_ptr(), 0xFF, static_cast<size_t>(bytes));
+#endif
+  return tensor;
+}
+
 inline Tensor channels_last_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  return unwritten(
+      torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast));
 }
 
 // The tensor itself if it is dense in the order of its sizes; that is asked first, for the call into PyTorch costs as
@@ -167,7 +179,7 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                                                   type, device_type, device_index, &handle));
-  return Tensor(handle);
+  return unwritten(Tensor(handle));
 }
 
 }  // namespace fastrcnn

@@ -92,14 +92,15 @@ struct CellLists {
   }
 };
 
-// Whether the cells of every bin of a RoI are at most `capacity` per axis: what a list holds.
+// Whether the cells of every bin of a RoI are at most `capacity` per axis: what a list holds. A sample has two. Those
+// of a reversed RoI can come twice, so only the number of its samples tells.
 template <typename T>
 __device__ __forceinline__ bool fits_lists(const RoiPlace<T>& place, int capacity) {
   const auto fits = [&](const RoiAxis<T>& axis) {
-    return 2 * static_cast<int64_t>(axis.samples) <= capacity || axis.bin <= static_cast<T>(capacity - 3) ||
-           axis.cells <= capacity;
+    const bool few_cells = axis.bin <= static_cast<T>(capacity - 3) || axis.cells <= capacity;
+    return 2 * static_cast<int64_t>(axis.samples) <= capacity || (axis.bin >= T(0) && few_cells);
   };
-  return fits(place.y) && fits(place.x);
+  return capacity > 0 && fits(place.y) && fits(place.x);
 }
 
 // Whether there can be RoIs that do not fit.

@@ -83,22 +83,17 @@ def preload() -> dict[str, str]:
 
 def _build(name: str, variant: str, sources: list[Path], extra: list[str], csrc: Path) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    lock = os.open(csrc, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time builds the same sources
-        flags = FLAGS + VARIANTS[variant]
-        # The race detector itself is not watched.
-        emulator = EMULATOR + (PTX if variant == "plain" else [])
-        watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
-        jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in emulator]
-        headers = _headers(HERE), _headers(HERE, csrc)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda job: _compile(*job, csrc, *headers), jobs))
-        link = [CXX, "-shared", *map(str, objects), *VARIANTS[variant]]
-        link += [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"] * bool(extra)
-        return _cached(name, link, _digest(*(path.name.encode() for path in objects)))
-    finally:
-        os.close(lock)
+    flags = FLAGS + VARIANTS[variant]
+    # The race detector itself is not watched.
+    emulator = EMULATOR + (PTX if variant == "plain" else [])
+    watched = [*flags, *extra, *(["-fsanitize=thread"] if variant == "races" else [])]
+    jobs = [(source, watched) for source in sources] + [(HERE / source, flags) for source in emulator]
+    headers = _headers(HERE), _headers(HERE, csrc)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _compile(*job, csrc, *headers), jobs))
+    link = [CXX, "-shared", *map(str, objects), *VARIANTS[variant]]
+    link += [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"] * bool(extra)
+    return _cached(name, link, _digest(*(path.name.encode() for path in objects)))
 
 
 def _compile(source: Path, flags: list[str], csrc: Path, own_headers: bytes, all_headers: bytes) -> Path:
@@ -122,13 +117,17 @@ def _digest(*parts: bytes) -> str:
 
 
 def _cached(name: str, command: list[str], key: str) -> Path:
-    """Runs the command, which makes a file, unless its result for this key is there."""
+    """Runs the command, which makes a file, unless its result for this key is there or another process makes it."""
     stem, dot, suffix = name.rpartition(".")
     made = FOLDER / f"{stem}-{key}{dot}{suffix}"
-    if not made.exists():
-        partial = made.with_suffix(f".partial{os.getpid()}")
-        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        partial.rename(made)
+    if made.exists():
+        return made
+    with open(made.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            partial = made.with_suffix(".partial")
+            done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+            partial.rename(made)
     return made
