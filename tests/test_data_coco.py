@@ -60,6 +60,15 @@ def test_reads_boxes_labels_areas_and_flags(tmp_path: Path, images: Path) -> Non
     assert dataset.dropped == {}
 
 
+def test_objects_to_ignore_are_difficult(tmp_path: Path, images: Path) -> None:
+    """As mmdetection's converters write VOC's flag."""
+    value = content()
+    value["annotations"][0]["ignore"], value["annotations"][1]["ignore"] = 1, 0
+    dataset = read_coco(written(tmp_path, value), images)
+    assert dataset.samples[0].difficult.tolist() == [True, False, False]
+    assert training_dataset(dataset).dropped["objects that are marked difficult"] == 1
+
+
 def test_classes_select_and_order(tmp_path: Path, images: Path) -> None:
     file = written(tmp_path, content())
     both = read_coco(file, images, ["dog", "cat"])
@@ -115,7 +124,8 @@ BROKEN_ENTRIES = [
     ("annotations", {"bbox": "0 0 5 5"}, "four finite numbers"),
     ("annotations", {"bbox": None}, r"\(id 2\) has no 'bbox'"),
     ("annotations", {"area": NAN}, "area must be a finite number"),
-    ("annotations", {"iscrowd": "no"}, "iscrowd 0 or 1"),
+    ("annotations", {"iscrowd": "no"}, "iscrowd and ignore must be 0 or 1, got 'no' and 0"),
+    ("annotations", {"ignore": 2}, "iscrowd and ignore must be 0 or 1, got 0 and 2"),
     ("images", {"id": 7}, r"image 7 \(three.png\): the id 7 stands twice"),
     ("images", {"id": "7"}, "id must be a whole number, got '7'"),
     ("images", {"width": 0}, r"image 3 \(three.png\): width and height must be above 0, got 0 x 50"),

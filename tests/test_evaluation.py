@@ -20,6 +20,7 @@ from fastrcnn.data.sample import Dataset, Sample, make_sample
 from fastrcnn.evaluation import coco_metrics, coco_results, detect_dataset, evaluate, voc_ap
 from fastrcnn.evaluation.coco import METRICS, evaluate_coco
 from fastrcnn.evaluation.evaluate import metrics_table
+from fastrcnn.evaluation.proposals import proposal_recall
 from fastrcnn.models.detections import Detections
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -120,6 +121,38 @@ def test_coco_metrics_equal_those_of_a_file_with_crowds_and_gaps_in_its_ids(tmp_
     # Detections in the crowd are ignored, the one in the empty image is not: the car is found with precision 1/2.
     assert coco_metrics(data, {30: detections[30]})["AP50"] == pytest.approx(0.5)
     assert metrics.per_class["car"] == pytest.approx(0.5 * coco_class_ap_without(data, detections, 900, "car"))
+
+
+def test_coco_difficult_objects_are_neither_missed_nor_wrong() -> None:
+    """A large difficult dog: two detections of it are ignored; a small one within it is false, as in a crowd it is not.
+
+    So the other dog is found with precision 1/2: not 1/4 (no flag), 1/3 (one detection ignored) or 1 (a crowd)."""
+    large, other = [0, 0, 100, 100], [120, 120, 150, 150]
+    rows = [(large, 0.9, 1), ([0.5, 0, 100, 100], 0.8, 1), ([10, 10, 20, 20], 0.7, 1), (other, 0.6, 1)]
+    detections = {1: found(*rows)}
+    objects = [(large, 1), (other, 1)]
+    data = dataset(image(1, objects, difficult=[True, False]))
+    result = evaluate_coco(data, detections)
+    assert result.metrics["AP"] == result.metrics["AP75"] == result.per_class["dog"] == pytest.approx(0.5)
+    assert result.metrics["AR100"] == 1 and result.metrics["APl"] == -1  # the large one is not wanted
+    np.testing.assert_allclose(result.precision[:, :, 1], 0.5)
+    crowd = dataset(image(1, objects, crowd=[True, False]))
+    both = dataset(image(1, objects, crowd=[True, False], difficult=[True, False]))
+    assert coco_metrics(crowd, detections)["AP"] == coco_metrics(both, detections)["AP"] == pytest.approx(1)
+    missed = coco_metrics(data, {1: found(rows[3])})
+    assert missed["AP"] == pytest.approx(1) and missed["AR100"] == 1
+    proposals = {1: found(rows[3])}
+    assert proposal_recall(data, proposals)["AR@100"] == 1  # whose judge does not look at classes
+    assert proposal_recall(dataset(image(1, objects)), proposals)["AR@100"] == 0.5
+    only = dataset(image(1, objects[:1], difficult=[True]))
+    assert set(coco_metrics(only, detections).values()) == {-1.0}
+
+
+def test_coco_an_object_goes_before_a_difficult_one_that_overlaps_more() -> None:
+    """pycocotools' order, as for crowds."""
+    difficult, other = [0, 0, 100, 100], [0, 0, 100, 80]
+    data = dataset(image(1, [(difficult, 0), (other, 0)], difficult=[True, False]))
+    assert coco_metrics(data, {1: found(([0, 0, 100, 95], 0.9, 0))})["AP50"] == pytest.approx(1)
 
 
 def coco_class_ap_without(data: Dataset, detections: dict[int, Detections], image_id: int, name: str) -> float:

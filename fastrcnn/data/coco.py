@@ -24,7 +24,9 @@ def read_coco(
     Returns:
         A Dataset with one Sample per image, in the file's order. Boxes [x, y, w, h] become [x, y, x + w, y + h].
         A box with a negative width or height is left out and counted. "area" defaults to w * h, "iscrowd" to 0; a
-        crowd is no training target, and detections within it are ignored in evaluation.
+        crowd is no training target, and detections within it are ignored in evaluation. "ignore": 1, which is how
+        converters write VOC's difficult, makes an object difficult. Masks, and the annotations' own ids, are not looked
+        at.
     Raises:
         FileNotFoundError: the JSON or the folder is missing.
         ValueError: not COCO, no images, a missing key, a duplicate id, a reference to an unknown image or category, a
@@ -42,7 +44,7 @@ def read_coco(
         raise FileNotFoundError(f"No image folder {folder} (for {file})")
     sizes = _image_sizes(content["images"], file)
     paths = {int(entry["id"]): folder / entry["file_name"] for entry in content["images"]}
-    objects: dict[int, list[tuple[list[float], int, float, bool]]] = defaultdict(list)
+    objects: dict[int, list[tuple[list[float], int, float, bool, bool]]] = defaultdict(list)
     for index, entry in enumerate(content["annotations"]):
         where = f"{file}: annotation number {index}"
         if isinstance(entry, dict) and "id" in entry:
@@ -60,14 +62,17 @@ def read_coco(
         if width < 0 or height < 0:
             dataset.drop_inverted(paths[image_id], [x, y, x + width, y + height])
             continue
-        area, crowd = entry.get("area", width * height), entry.get("iscrowd", 0)
-        if not _is_finite(area) or crowd not in (0, 1):
-            raise ValueError(f"{where}: area must be a finite number and iscrowd 0 or 1, got {area!r} and {crowd!r}")
-        objects[image_id].append(([x, y, x + width, y + height], label_of[category], area, bool(crowd)))
+        area, crowd, ignore = entry.get("area", width * height), entry.get("iscrowd", 0), entry.get("ignore", 0)
+        if not _is_finite(area):
+            raise ValueError(f"{where}: area must be a finite number, got {area!r}")
+        if crowd not in (0, 1) or ignore not in (0, 1):
+            raise ValueError(f"{where}: iscrowd and ignore must be 0 or 1, got {crowd!r} and {ignore!r}")
+        box = [x, y, x + width, y + height]
+        objects[image_id].append((box, label_of[category], area, bool(crowd), bool(ignore)))
 
     for image_id, path in paths.items():
-        boxes, labels, areas, crowds = zip(*objects[image_id], strict=True) if image_id in objects else ((),) * 4
-        dataset.samples.append(make_sample(image_id, path, sizes[image_id], boxes, labels, areas, crowds))
+        columns = zip(*objects[image_id], strict=True) if image_id in objects else ((),) * 5
+        dataset.samples.append(make_sample(image_id, path, sizes[image_id], *columns))
     return select_classes(dataset, classes, rename or {}, declared=True)
 
 

@@ -19,7 +19,7 @@ class Sample:
     labels: np.ndarray  # int64 [G], index into Dataset.classes
     areas: np.ndarray  # float64 [G], pixels; of the object's mask where the annotations have it, else of the box
     crowd: np.ndarray  # bool [G]: a group of objects (COCO's iscrowd), no training target
-    difficult: np.ndarray  # bool [G]: VOC's flag: no training target, and VOC AP ignores it
+    difficult: np.ndarray  # bool [G]: VOC's flag: no training target, and every metric ignores it
 
     def keep(self, kept: np.ndarray) -> "Sample":
         """The same image with the objects of the mask kept, bool [G]."""

@@ -38,7 +38,8 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> dict
     """The twelve COCO box metrics.
 
     Every image of the dataset counts, whether it has objects, detections, both or neither. A crowd is neither missed
-    nor found: detections inside it are ignored (COCO's rule).
+    nor found: detections inside it are ignored (COCO's rule). Neither is a difficult object: detections that overlap it
+    enough, and no other object, are ignored (VOC's rule).
 
     Args:
         dataset: the images and their objects.
@@ -78,7 +79,25 @@ def quiet() -> contextlib.AbstractContextManager:
 
 def coco_evaluator(dataset: Dataset, detections: Mapping[int, Detections]) -> COCOeval:
     """pycocotools' judge over the dataset's objects and the detections; its `params` may be changed before it runs."""
-    return COCOeval(_index(dataset, _ground_truth(dataset)), _index(dataset, _detected(dataset, detections)), "bbox")
+    return _Judge(_index(dataset, _ground_truth(dataset)), _index(dataset, _detected(dataset, detections)), "bbox")
+
+
+class _Judge(COCOeval):
+    """Ignores difficult objects, too: as crowds, however many detections match one, but with the IoU of an object.
+
+    pycocotools has no such flag: it overwrites "ignore" with "iscrowd", which also replaces the IoU by the share of the
+    detection that lies in the crowd, so that every small detection within a large difficult object would be excused.
+    """
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray:
+        kinds = [catId] if self.params.useCats else self.params.catIds
+        objects = [entry for kind in kinds for entry in self._gts[imgId, kind]]
+        for entry in objects:
+            entry["iscrowd"] = int(entry["crowd"])
+        overlaps = super().computeIoU(imgId, catId)
+        for entry in objects:  # what the matching goes by, which comes next
+            entry["iscrowd"] = entry["ignore"] = int(entry["crowd"] or entry["difficult"])
+        return overlaps
 
 
 def coco_results(dataset: Dataset, detections: Mapping[int, Detections]) -> list[dict]:
@@ -116,11 +135,12 @@ def coco_boxes(image_id: int, detections: Detections, category_ids: list[int]) -
 def _ground_truth(dataset: Dataset) -> Iterable[dict]:
     for sample in dataset.samples:
         sizes = sample.boxes[:, 2:] - sample.boxes[:, :2]
-        for box, label, area, crowd in zip(
+        for box, label, area, crowd, difficult in zip(
             np.hstack([sample.boxes[:, :2], sizes]).tolist(),
             sample.labels.tolist(),
             sample.areas.tolist(),
             sample.crowd.tolist(),
+            sample.difficult.tolist(),
             strict=True,
         ):
             yield {
@@ -128,7 +148,8 @@ def _ground_truth(dataset: Dataset) -> Iterable[dict]:
                 "category_id": dataset.category_ids[label],
                 "bbox": box,
                 "area": area,  # of the object's mask where the file has one: COCO's size classes go by it
-                "iscrowd": int(crowd),
+                "crowd": crowd,
+                "difficult": difficult,
             }
 
 

@@ -45,7 +45,7 @@ def proposal_recall(dataset: Dataset, proposals: Mapping[int, Detections]) -> di
     """COCO's average recall (AR) of class-agnostic boxes, with the best 100, 300 and 1000 of each image.
 
     Recall is averaged over IoU 0.50:0.05:0.95 (Hosang et al. 2015, "What makes for effective detection proposals?").
-    Crowds are neither missed nor found.
+    Crowds and difficult objects are neither missed nor found.
 
     Args:
         dataset: the images and their objects, whose classes do not matter.
