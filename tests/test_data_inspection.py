@@ -344,7 +344,8 @@ def test_equal_boxes_are_found_as_by_comparing_all() -> None:
 
 
 def test_real_photos(shared: Path, tmp_path: Path) -> None:
-    """BCCD's own files have cells that were marked twice and boxes of a point; no photo is broken or doubled."""
+    """BCCD's own files have cells that were marked twice, boxes of a point, and two photos of one slide; no photo is
+    broken."""
     folder = shared / "data" / "bccd"
     config = Config()
     config.data.train = TrainDataConfig("voc", str(folder / "Annotations"), str(folder / "JPEGImages"))
@@ -353,4 +354,6 @@ def test_real_photos(shared: Path, tmp_path: Path) -> None:
     text = report(config, tmp_path)
     assert "6 x boxes that stand twice" in text and "2 x boxes below one pixel" in text and "5 x" not in text
     assert "1 x data that cannot be read" in text and "has no class 'Platelets'" in text
-    assert {line.split(" x ")[1].split()[0] for line in text.splitlines() if " x " in line[:8]} == {"boxes", "data"}
+    assert "1 x images that are nearly the same" in text and "BloodImage_00038.jpg and " in text
+    kinds = [line.split(" x ")[1].split()[0] for line in text.splitlines() if " x " in line[:8]]
+    assert kinds.count("images") == 1 and set(kinds) == {"boxes", "data", "images"}

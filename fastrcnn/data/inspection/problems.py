@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.data.image import resized_size
+from fastrcnn.data.inspection.copies import BYTES, nearest_copies
 from fastrcnn.data.inspection.files import FileReport
 from fastrcnn.data.loader import MIN_SIDE
 from fastrcnn.data.read import class_counts
@@ -134,6 +135,10 @@ def image_problems(dataset: Dataset, files: Mapping[Path, FileReport], max_detec
     for paths in of_digest.values():
         if len(paths) > 1:
             yield Problem("images with the same pixels", ", ".join(map(str, paths)), paths[0])
+    firsts = [paths[0] for paths in of_digest.values()]
+    for index, other, bits in nearest_copies([files[path].likeness for path in firsts]):
+        text = f"{firsts[index]} and {firsts[other]} ({_difference(bits)})"
+        yield Problem("images that are nearly the same", text, firsts[index])
 
 
 def class_problems(dataset: Dataset) -> Iterator[Problem]:
@@ -144,16 +149,28 @@ def class_problems(dataset: Dataset) -> Iterator[Problem]:
 
 def split_problems(train: Dataset, val: Dataset, files: Mapping[Path, FileReport]) -> Iterator[Problem]:
     """Images that are trained on and measured with."""
-    of_digest = {files[sample.path].digest: sample.path for sample in train.samples if not files[sample.path].error}
+    trained = [path for path in dict.fromkeys(sample.path for sample in train.samples) if not files[path].error]
+    validated = list(dict.fromkeys(sample.path for sample in val.samples))
+    of_digest = {files[path].digest: path for path in trained}
     of_name = {sample.path.name: sample.path for sample in train.samples}
-    for path in dict.fromkeys(sample.path for sample in val.samples):
+    likenesses = ([files[path].likeness for path in paths] for paths in (validated, trained))
+    near = {validated[index]: (trained[other], bits) for index, other, bits in nearest_copies(*likenesses)}
+    for path in validated:
         twin = of_digest.get(files[path].digest)
         if twin is not None:
             text = str(path) if path == twin else f"{path} has the pixels of {twin}"
             yield Problem("validation images that are training images, too", text, path)
-        elif path.name in of_name and of_name[path.name] != path:
+        elif path in near:
+            other, bits = near[path]
+            text = f"{path} and {other} ({_difference(bits)})"
+            yield Problem("validation images that are nearly training images", text, path)
+        elif path.name in of_name and of_name[path.name] != path and not files[path].error:
             text = f"{path} and {of_name[path.name]}, with different pixels"
             yield Problem("validation images named as a training image", text, path)
+
+
+def _difference(bits: int) -> str:
+    return f"{bits} of the {8 * BYTES} bits of their difference hashes differ"
 
 
 def _numbers(box: Sequence[float] | np.ndarray) -> str:

@@ -42,15 +42,16 @@ def report(config: Config, out: Path) -> str:
     readable = {path for path, file in files.items() if not file.error}
     scale = config.data.test.scale
 
-    sheets: dict[str, np.ndarray | None] = {}
     for name, dataset in datasets.items():
-        found = list(object_problems(dataset, scale))
-        found += image_problems(dataset, files, config.model.box_head.max_detections)
-        sheets[f"{name}.jpg"] = contact_sheet(dataset, readable)
-        sheets[f"{name}_problems.jpg"] = problem_sheet(dataset, found, readable)
-        problems[name] += [*found, *class_problems(dataset)]
+        problems[name] += object_problems(dataset, scale)
+        problems[name] += image_problems(dataset, files, config.model.box_head.max_detections)
+        problems[name] += class_problems(dataset)
     if train is not None and val is not None:
         problems["validation"] += split_problems(train, val, files)
+    sheets: dict[str, np.ndarray | None] = {}
+    for name, dataset in datasets.items():
+        sheets[f"{name}.jpg"] = contact_sheet(dataset, readable)
+        sheets[f"{name}_problems.jpg"] = problem_sheet(dataset, problems[name], readable)
 
     shapes = histograms(datasets, scale)
     parts = [f"{name}: {summary(dataset)}" for name, dataset in datasets.items()]
