@@ -118,16 +118,16 @@ class Detector:
         Raises:
             FileNotFoundError: no such file. ValueError: a file that is not an image or is cut short; an array of
             another type or shape, or without pixels; a threshold outside 0 .. 1. TypeError: something that is none of
-            these.
+            these. Of several pictures the message names the one, by its path or its number.
         """
         if not 0 <= score_threshold <= 1:  # NaN compares false
             raise ValueError(f"score_threshold must be between 0 and 1, got {score_threshold}")
         if isinstance(images, (str, Path, np.ndarray)):
             return self._detect_one(images, score_threshold)
         if isinstance(images, (list, tuple)):
-            return [self._detect_one(image, score_threshold) for image in images]
+            return list(self._detect_each(images, score_threshold))
         if isinstance(images, Iterable) and not isinstance(images, (torch.Tensor, Mapping, bytes)):
-            return (self._detect_one(image, score_threshold) for image in images)
+            return self._detect_each(images, score_threshold)
         raise TypeError(
             "detect takes the path of an image, a uint8 BGR array [h, w, 3], or a list or iterator of these, "
             f"got {type(images).__name__}"
@@ -146,10 +146,12 @@ class Detector:
             batch: [1, 3, H, W] of the detector's type. size: (height, width) before padding. factors: (width factor,
                 height factor), resized / original; (1, 1) gives boxes in pixels of the batch.
         """
-        with torch.inference_mode():
+        # Whatever the caller has switched on: autocast would change the results.
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             found = self._infer(self._with_threshold(score_threshold), batch, size, factors)
         # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
-        boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
+        with torch.inference_mode(False):
+            boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
         return Detections(boxes, scores, labels, [self.classes[label] for label in labels.tolist()])
 
     def _with_threshold(self, score_threshold: float) -> FasterRCNN:
@@ -157,6 +159,16 @@ class Detector:
         view = copy.copy(self.model)
         view.score_threshold = score_threshold
         return view
+
+    def _detect_each(self, images: Iterable[Image], score_threshold: float) -> Iterator[Detections]:
+        for number, image in enumerate(images):
+            try:
+                pixels = read_image(image)
+            except (TypeError, ValueError) as error:
+                if isinstance(image, (str, Path)):  # which the message names
+                    raise
+                raise type(error)(f"Picture {number} (the first is 0): {error}") from error
+            yield self._detect_one(pixels, score_threshold)
 
     def _detect_one(self, image: Image, score_threshold: float) -> Detections:
         resized, factors = resize(read_image(image), self.config.data.test.scale)
@@ -204,7 +216,8 @@ def load(
         raise TypeError("checkpoint must be a path, a dict, None or False, got True")
     if dtype is not None:
         _check_dtype(dtype)
-    model = build_model(config.model)
+    with torch.device("cpu"):  # whatever the caller's default device and type are
+        model = build_model(config.model).float()
     checkpoint_classes = None
     if checkpoint is not False:
         source = published_checkpoint(config) if checkpoint is None else checkpoint

@@ -1,12 +1,16 @@
 """Models and detectors inside other people's programs: threads, loader workers, pickles, inference mode."""
 
 import copy
+import functools
 import io
 import multiprocessing
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
 from fastrcnn.config import load_config
-from fastrcnn.detector import Detector
+from fastrcnn.detector import Detector, load
 from fastrcnn.models import Detections, FasterRCNN, build_model
 
 SETTINGS = ["backbone.depth=18", "fpn.channels=32", "rpn.channels=32", "box_head.channels=64", "box_head.num_classes=3"]
@@ -191,3 +195,74 @@ def test_a_detectors_results_may_be_changed_in_place(detector: Detector) -> None
     result = detector.detect(picture(1))
     result.boxes.mul_(2).requires_grad_()
     (result.boxes.sum() * 2).backward()
+
+
+def test_results_that_were_given_stay_as_they_are(detector: Detector) -> None:
+    """An iterator's pictures of one size, which could share a buffer."""
+    results = detector.detect(iter([picture(1), 255 - picture(1), picture(1)]))
+    first = next(results)
+    kept = copy.deepcopy(first)
+    next(results).boxes.zero_()
+    assert_equal(first, kept)
+    assert_equal(next(results), kept)
+    assert_equal(first, kept)
+
+
+# --- what the caller has switched on ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def switched(switch: Callable, new: object, old: object) -> Iterator[None]:
+    switch(new)
+    try:
+        yield
+    finally:
+        switch(old)
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager]] = {
+    "float64 by default": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16 by default": lambda: switched(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "another device by default": lambda: switched(torch.set_default_device, "meta", None),
+    "another device in a block": lambda: torch.device("meta"),
+    "autocast": functools.partial(torch.autocast, "cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": lambda: torch.set_grad_enabled(False),
+    "anomaly detection": torch.autograd.detect_anomaly,
+    "deterministic algorithms": lambda: switched(torch.use_deterministic_algorithms, True, False),
+    "OpenCV without threads": lambda: switched(cv2.setNumThreads, 0, cv2.getNumThreads()),
+    "OpenCV with threads": lambda: switched(cv2.setNumThreads, 3, cv2.getNumThreads()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_detection_is_the_same_whatever_the_caller_has_switched_on(detector: Detector, name: str) -> None:
+    state = detector.model.state_dict()
+    fast = detector.optimized()
+    expected = [found.detect(picture(1)) for found in (detector, fast)]
+    with SURROUNDINGS[name]():
+        results = [found.detect(picture(1)) for found in (detector, detector.optimized())]
+        results += [load(detector.config, state, "cpu").detect(picture(1)), fast.detect(picture(1))]
+    for result, wanted in zip(results, [*expected, *expected], strict=True):
+        assert_equal(result, wanted)
+        tensors = (result.boxes, result.scores, result.labels)
+        assert [values.dtype for values in tensors] == [torch.float32, torch.float32, torch.int64]
+        assert all(values.device.type == "cpu" and not values.is_inference() for values in tensors)
+
+
+# --- pictures that cannot be read, among others -----------------------------------------------------------------------
+
+
+def test_an_error_among_several_pictures_names_the_one(detector: Detector, tmp_path: Path) -> None:
+    grey, missing = np.zeros((40, 50), np.uint8), tmp_path / "none.jpg"
+    with pytest.raises(ValueError, match=r"^Picture 1 \(the first is 0\): An image array must be uint8 .* \[40, 50\]"):
+        detector.detect([picture(1), grey, picture(2)])
+    with pytest.raises(TypeError, match=r"^Picture 2 .*: An image must be a path or a uint8 array .*, got NoneType"):
+        detector.detect((picture(1), picture(2), None))
+    with pytest.raises(FileNotFoundError, match=f"^No image file {missing}$"):
+        detector.detect([picture(1), missing])
+    results = detector.detect(iter([picture(1), grey]))
+    assert_equal(next(results), detector.detect(picture(1)))
+    with pytest.raises(ValueError, match=r"^Picture 1 "):
+        next(results)

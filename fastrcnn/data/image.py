@@ -133,7 +133,7 @@ def normalise(image: np.ndarray, config: ImageConfig) -> Tensor:
     Returns:
         float32 [3, h, w], contiguous. A pixel has 256 values, so this is a table look-up.
     """
-    tables = _standardise(torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3), config)
+    tables = _standardise(torch.arange(256, dtype=torch.uint8, device="cpu")[:, None].expand(256, 3), config)
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel, plane in enumerate(planes):
         source = channel if config.channel_order == "bgr" else 2 - channel
@@ -190,7 +190,7 @@ def pad_and_batch(images: Sequence[Tensor]) -> Tensor:
     """
     largest = (max(image.shape[side] for image in images) for side in (1, 2))
     height, width = map(_padded, largest)
-    batch = torch.zeros(len(images), 3, height, width)
+    batch = torch.zeros(len(images), 3, height, width, dtype=torch.float32, device="cpu")
     for image, padded in zip(images, batch, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
     return batch

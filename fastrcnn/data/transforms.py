@@ -29,7 +29,7 @@ class Item:
 def test_item(sample: Sample, data: DataConfig) -> Item:
     """Decodes, resizes to data.test.scale, normalises. No targets: boxes and labels are empty."""
     resized, factor, size = read_resized(sample.path, data.test.scale, data)
-    no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    no_boxes, no_labels = torch.from_numpy(np.zeros((0, 4), np.float32)), torch.from_numpy(np.zeros(0, np.int64))
     return Item(normalise(resized, data.image), factor, no_boxes, no_labels, sample.image_id, mismatch(sample, size))
 
 

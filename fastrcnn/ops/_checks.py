@@ -53,7 +53,7 @@ def pair_tensor(name: str, values: Tensor | Sequence[Any], like: Tensor) -> Tens
     """Pairs of numbers as a tensor float32 [N, 2] on the device of `like`, without their history."""
     if not isinstance(values, Tensor):
         try:
-            values = torch.as_tensor(values, dtype=torch.float32)
+            values = torch.as_tensor(values, dtype=torch.float32, device=like.device)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{name}: expected a tensor or a list of pairs of numbers, got {values!r}") from None
     return values.detach().to(like.device, torch.float32)

@@ -64,7 +64,7 @@ def grid_anchors(
 
 @torch.library.register_fake("fastrcnn::base_anchors")
 def _(size, scales, ratios):
-    return torch.empty((len(scales) * len(ratios), 4), dtype=torch.float32)
+    return torch.empty((len(scales) * len(ratios), 4), dtype=torch.float32, device="cpu")
 
 
 @torch.library.register_fake("fastrcnn::grid_anchors")

@@ -55,7 +55,7 @@ def decode_boxes(
     shape = None
     if max_shape is not None:
         if not isinstance(max_shape, Tensor):
-            max_shape = torch.tensor(number_list("max_shape", max_shape), dtype=boxes.dtype)
+            max_shape = boxes.new_tensor(number_list("max_shape", max_shape))
         shape = max_shape.detach().to(boxes.device, boxes.dtype)
         shape = shape[None] if shape.dim() == 1 else shape
     means, stds = number_list("means", means), number_list("stds", stds)
