@@ -65,6 +65,30 @@ def test_difficult_objects_are_not_trained_on(root: Path) -> None:
     assert [sample.labels.tolist() for sample in kept.samples] == [[], [0]]
 
 
+def test_sub_folders(root: Path) -> None:
+    """Equal names in several; a file that is named otherwise is looked for in the sub-folder, then in the whole."""
+    for place in ("x/deep", "y"):
+        for folder in ("Annotations", "JPEGImages"):
+            (root / folder / place).mkdir(parents=True)
+        write(root, f"{place}/b", SIZE + CAT)
+        cv2.imwrite(str(root / "JPEGImages" / place / "b.png"), np.zeros((48, 64, 3), np.uint8))
+    (root / "Annotations" / "y" / "b.xml").rename(root / "Annotations" / "y" / "other.XML")
+    (root / "JPEGImages" / "y" / "b.png").rename(root / "JPEGImages" / "y" / "b.jpg")
+    (root / "Annotations" / "y" / "other.XML").write_text(f"<annotation><filename>b.jpg</filename>{CAT}</annotation>")
+    dataset = read(root)
+    found = [sample.path.relative_to(root / "JPEGImages").as_posix() for sample in dataset.samples]
+    assert found == ["a.jpg", "b.jpg", "x/deep/b.png", "y/b.jpg"] and dataset.dropped == {}
+    names = root / "ImageSets" / "Main" / "val.txt"
+    names.write_text("x/deep/b\na\n")
+    listed = read_voc(names, root / "JPEGImages")
+    assert [sample.path.name for sample in listed.samples] == ["b.png", "a.jpg"] and listed.dropped == {}
+
+
+def test_images_without_an_xml_file_are_counted(root: Path) -> None:
+    cv2.imwrite(str(root / "JPEGImages" / "c.jpg"), np.zeros((48, 64, 3), np.uint8))
+    assert read(root).dropped == {"images without an XML file": 1}
+
+
 def test_parts_of_an_object_are_no_objects(root: Path) -> None:
     """VOC 2007 and 2012 box the heads, hands and feet of some people, inside their <object>."""
     head = "<part><name>head</name><bndbox><xmin>8</xmin><ymin>3</ymin><xmax>12</xmax><ymax>9</ymax></bndbox></part>"

@@ -68,7 +68,12 @@ def test_where_names_come_from(root: Path) -> None:
     assert read(root, "dog", "cat").samples[0].labels.tolist() == [1, 0]  # they are known: chosen by name
     (root / "data.yaml").write_bytes(b"\xef\xbb\xbfnames: [Katze, 'Hund ']\n")
     assert read(root).classes == ["Katze", "Hund "]
+    (root / "data.yaml").write_text("nc: 2\nnames: {'1': 7, '0': katt}\n")
+    assert read(root).classes == ["katt", "7"]
     (root / "data.yaml").unlink()
+    (root / "labels" / "train" / "classes.txt").write_text("chat\n\nchien\n")
+    with pytest.raises(ValueError, match=r"classes.txt, line 2: expected the name of a class, got an empty line"):
+        read(root)
     (root / "labels" / "train" / "classes.txt").write_bytes("\ufeffchat\r\nchien\r\n".encode())
     assert read(root).classes == ["chat", "chien"] and read(root).dropped == {}
     (root / "labels" / "train" / "classes.txt").unlink()
@@ -137,6 +142,9 @@ def test_the_last_images_of_a_path_becomes_labels(root: Path, tmp_path_factory: 
         ("train: x", "expected 'names', a list of the classes .* got None"),
         ("- cat", "expected 'names'"),
         ("names: []", r"expected 'names'.* got \[\]"),
+        ("names: [yes, no]", "the name of class number 0 must be a text, in quotes, got True"),
+        ("names: [cat, [dog]]", r"the name of class number 1 must be a text, in quotes, got \['dog'\]"),
+        ("nc: 3\nnames: [cat, dog]", "'nc' says 3 classes, but 'names' has 2"),
         ("names: {1: cat, 2: dog}", "keys of 'names' must be 0, 1, 2, ..., got 1, 2"),
         ("names: [cat, cat]", "names 'cat' twice"),
     ],

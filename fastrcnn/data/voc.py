@@ -30,18 +30,20 @@ def read_voc(
     """Reads Pascal VOC annotations.
 
     Args:
-        annotations: a folder of XML files (all of them, sorted by name), or a text file with one image name per line
-            such as ImageSets/Main/train.txt. The XML files of a text file lie in the first of these folders that
-            exists: <images>/../Annotations, <the text file's folder>/../../Annotations, the text file's folder.
-        images: the folder of the images. An image is found by the stem of its XML file; if several files or none have
-            that stem, by the XML's <filename>.
+        annotations: a folder of XML files (all of them, those of sub-folders too, sorted by path), or a text file with
+            one image name per line such as ImageSets/Main/train.txt. The XML files of a text file lie in the first of
+            these folders that exists: <images>/../Annotations, <the text file's folder>/../../Annotations, the text
+            file's folder.
+        images: the folder of the images. An image has the sub-folder and stem of its XML file; if several files or none
+            have these, it is the one that the XML's <filename> names, in that sub-folder or in `images`.
         classes, rename: as in select_classes. No classes: every name in the files, sorted. (Give the training classes
             to read validation data, which may not have all of them: a name without any object is a warning, or an error
             if it looks like a misspelling.)
     Returns:
         A Dataset with one Sample per XML file; image ids count from 1, category ids are label + 1, areas are those of
-        the boxes, nothing is crowd. A box with a negative width or height is left out and counted. Where the XML has no
-        <size>, or a zero one (some tools do that), the image is asked. (read_dataset checks that the images are there.)
+        the boxes, nothing is crowd. A box with a negative width or height is left out and counted; so are, of a folder
+        of XML files, images without one. Where the XML has no <size>, or a zero one (some tools do that), the image is
+        asked. (read_dataset checks that the images are there.)
     Raises:
         FileNotFoundError: a folder, the text file or an XML file is missing.
         ValueError: no images, broken or non-VOC XML, an XML document type (entities are never read), a missing element,
@@ -51,16 +53,18 @@ def read_voc(
     if not folder.is_dir():
         raise FileNotFoundError(f"No image folder {folder} (for {annotations})")
     files = _xml_files(Path(annotations), folder)
-    roots = [_parse(file) for file in files]
-    objects = [_objects(root, file) for root, file in zip(roots, files, strict=True)]
+    roots = [_parse(file) for file in files.values()]
+    objects = [_objects(root, file) for root, file in zip(roots, files.values(), strict=True)]
     names = sorted({item.name for items in objects for item in items})
     dataset = Dataset(str(annotations), names, list(range(1, len(names) + 1)), samples=[])
-    stems: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    pictures: dict[Path, list[Path]] = defaultdict(list)  # by their names
+    for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES:
-            stems[path.stem].append(path)
-    for index, (file, root, items) in enumerate(zip(files, roots, objects, strict=True)):
-        path = _image_path(root, file, folder, stems)
+            pictures[path.relative_to(folder).with_suffix("")].append(path)
+    unused = {path for paths in pictures.values() for path in paths}
+    for index, (name, root, items) in enumerate(zip(files, roots, objects, strict=True)):
+        path = _image_path(root, name, files[name], folder, pictures)
+        unused.discard(path)
         kept = [item for item in items if min(_sides(item)) >= 0]
         for item in items:
             if min(_sides(item)) < 0:
@@ -76,16 +80,18 @@ def read_voc(
                 difficult=[item.difficult for item in kept],
             )
         )
+    if Path(annotations).is_dir():
+        dataset.drop("images without an XML file", len(unused))
     return select_classes(dataset, classes, rename or {}, declared=False)
 
 
-def _xml_files(annotations: Path, images: Path) -> list[Path]:
-    """The XML files to read, in the order of the dataset."""
+def _xml_files(annotations: Path, images: Path) -> dict[Path, Path]:
+    """Names, such as 000012 or sub-folder/000012 -> the XML files to read, in the order of the dataset."""
     if annotations.is_dir():
-        files = sorted(annotations.glob("*.xml"))
-        if not files:
+        found = sorted(path for path in annotations.rglob("*") if path.suffix.lower() == ".xml")
+        if not found:
             raise ValueError(f"The dataset is empty: no XML file in {annotations}")
-        return files
+        return {path.relative_to(annotations).with_suffix(""): path for path in found}
     if not annotations.is_file():
         raise FileNotFoundError(f"No annotation folder or list of image names {annotations}")
     names = [line.strip() for line in annotations.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
@@ -94,8 +100,8 @@ def _xml_files(annotations: Path, images: Path) -> list[Path]:
         raise ValueError(f"The dataset is empty: no image name in {annotations}")
     places = [images.parent / "Annotations", annotations.parent.parent.parent / "Annotations", annotations.parent]
     folder = next(place for place in places if place.is_dir())
-    files = [folder / f"{name}.xml" for name in names]
-    missing = [file for file in files if not file.is_file()]
+    files = {Path(name): folder / f"{name}.xml" for name in names}
+    missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the {len(files)} XML files of {annotations} are missing, the first is {missing[0]}"
@@ -155,19 +161,22 @@ def _sides(item: _Object) -> tuple[float, float]:
     return x2 - x1, y2 - y1
 
 
-def _image_path(root: ElementTree.Element, file: Path, folder: Path, stems: dict[str, list[Path]]) -> Path:
+def _image_path(
+    root: ElementTree.Element, name: Path, file: Path, folder: Path, pictures: dict[Path, list[Path]]
+) -> Path:
     """Of an image that is missing, where it should be."""
-    same_stem, named = stems[file.stem], folder / (root.findtext("filename") or "").strip()
-    if len(same_stem) == 1:
-        return same_stem[0]
-    if named.is_file():
-        return named
-    if same_stem:
+    same_name, filename = pictures[name], (root.findtext("filename") or "").strip()
+    if len(same_name) == 1:
+        return same_name[0]
+    for named in (folder / name.parent / filename, folder / filename):
+        if named.is_file():
+            return named
+    if same_name:
         raise ValueError(
-            f"{file}: expected one image {file.stem}.<suffix> in {folder}, or the one that <filename> names "
-            f"({named.name!r}); found {', '.join(path.name for path in same_stem)}"
+            f"{file}: expected one image {name}.<suffix> in {folder}, or the one that <filename> names "
+            f"({filename!r}); found {', '.join(path.name for path in same_name)}"
         )
-    return named if named.suffix.lower() in SUFFIXES else folder / f"{file.stem}.jpg"
+    return named if named.suffix.lower() in SUFFIXES else folder / f"{name}.jpg"
 
 
 def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:

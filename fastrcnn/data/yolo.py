@@ -7,6 +7,7 @@ or its class number, then the corners x1 y1 x2 y2 ... of a polygon, which become
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -29,8 +30,8 @@ def read_yolo(
 
     Args:
         annotations: the folder of the label files; an image's labels are in the file of the same relative path and stem
-            with the suffix .txt. Or data.yaml (any *.yaml, *.yml): the labels are then in the folder beside `images`
-            whose path has "labels" for the last "images".
+            with the suffix .txt (images that share these share the labels). Or data.yaml (any *.yaml, *.yml): the
+            labels are then in the folder beside `images` whose path has "labels" for the last "images".
         images: the folder of the images; sub-folders belong to it.
         classes, rename: as in select_classes. The names in order of the class numbers are those of data.yaml ("names",
             a list or {number: name}), or the lines of classes.txt; both are looked for in the folder of the labels and
@@ -52,14 +53,15 @@ def read_yolo(
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"The dataset is empty: no image in {folder}")
-    label_files = [labels_folder / path.relative_to(folder).with_suffix(".txt") for path in paths]
-    exist = [file.is_file() for file in label_files]
-    if not any(exist):
-        raise ValueError(
-            f"None of the {len(paths)} images of {folder} has a label file; expected e.g. {label_files[0]}"
-        )
+    texts = sorted(path for path in labels_folder.rglob("*") if path.suffix.lower() == ".txt")
+    of_name = {path.relative_to(labels_folder).with_suffix(""): path for path in texts}
+    image_names = [path.relative_to(folder).with_suffix("") for path in paths]
+    label_files = [of_name.get(name) for name in image_names]
+    if not any(label_files):
+        expected = labels_folder / f"{image_names[0]}.txt"
+        raise ValueError(f"None of the {len(paths)} images of {folder} has a label file; expected e.g. {expected}")
 
-    objects = [read_labels(file) if found else [] for file, found in zip(label_files, exist, strict=True)]
+    objects = [read_labels(file) if file else [] for file in label_files]
     highest = max((label for items in objects for label, _ in items), default=-1)
     names = _names(names_file) if names_file else check_classes(classes)
     if not names:
@@ -70,8 +72,7 @@ def read_yolo(
     dataset = Dataset(str(annotations), names, list(range(len(names))), samples=[])
     # The file of the names may lie among the labels.
     known = {*label_files, *(labels_folder / name for name in ("classes.txt", "train.txt", "val.txt", "test.txt"))}
-    orphans = sum(file not in known for file in labels_folder.rglob("*.txt"))
-    dataset.drop("label files without an image", orphans)
+    dataset.drop("label files without an image", sum(file not in known for file in texts))
     for image_id, (path, items) in enumerate(zip(paths, objects, strict=True), start=1):
         width, height = size_or_zero(path)
         boxes = [[x1 * width, y1 * height, x2 * width, y2 * height] for _, (x1, y1, x2, y2) in items]
@@ -137,19 +138,29 @@ def _places(annotations: Path, images: Path) -> tuple[Path, Path | None]:
 def _names(file: Path) -> list[str]:
     """The names of the class numbers 0, 1, ..."""
     if file.suffix == ".txt":
-        lines = file.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
-        return _distinct([line.strip() for line in lines if line.strip()], file)
+        text = file.read_bytes().decode("utf-8-sig", errors="replace").rstrip()
+        lines = [line.strip() for line in text.splitlines()]
+        if "" in lines:
+            raise ValueError(f"{file}, line {lines.index('') + 1}: expected the name of a class, got an empty line")
+        return _distinct(lines, file)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))  # a safe loader: plain data only
+        loaded = OmegaConf.to_container(OmegaConf.load(file))  # a safe loader: plain data only
     except Exception as error:  # the YAML library raises several unrelated types
         raise ValueError(f"{file} is not valid YAML: {error}") from error
-    names = content.get("names") if isinstance(content, dict) else None
+    content: dict[Any, Any] = loaded if isinstance(loaded, dict) else {}
+    names = content.get("names")
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
-            raise ValueError(f"{file}: the keys of 'names' must be 0, 1, 2, ..., got {', '.join(map(str, names))[:80]}")
-        names = [names[number] for number in range(len(names))]
+        of_number = {str(number): name for number, name in names.items()}  # some tools write '0': cat
+        if set(of_number) != set(map(str, range(len(names)))):
+            raise ValueError(f"{file}: the keys of 'names' must be 0, 1, 2, ..., got {', '.join(of_number)[:80]}")
+        names = [of_number[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{file}: expected 'names', a list of the classes or {{number: name}}, got {names!r}")
+    for number, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)):  # YAML reads no as false
+            raise ValueError(f"{file}: the name of class number {number} must be a text, in quotes, got {name!r}")
+    if content.get("nc", len(names)) != len(names):
+        raise ValueError(f"{file}: 'nc' says {content['nc']} classes, but 'names' has {len(names)}")
     return _distinct([str(name) for name in names], file)
 
 
@@ -160,10 +171,10 @@ def _distinct(names: list[str], file: Path) -> list[str]:
     return names
 
 
-def _raise_unnamed(files: list[Path], names: list[str], source: Path | None) -> None:
+def _raise_unnamed(files: list[Path | None], names: list[str], source: Path | None) -> None:
     """Names the first line whose class number has no name."""
     for file in files:
-        for label, _ in read_labels(file) if file.is_file() else []:
+        for label, _ in read_labels(file) if file else []:
             if label >= len(names):
                 of = source or "data.classes"
                 raise ValueError(
