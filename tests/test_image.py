@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.config import ImageConfig
+from fastrcnn.config import DataConfig, ImageConfig, TrainDataConfig
 from fastrcnn.data.image import _prepare_there, normalise, pad_and_batch, prepare, read_image, resize, resized_size
 from fastrcnn.data.image_size import image_size, size_or_zero
+from fastrcnn.data.sample import make_sample
+from fastrcnn.data.transforms import train_item
 
 
 def noise(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
@@ -146,12 +149,37 @@ def test_paths_of_any_letters_and_length(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    image = cv2.resize(noise(3, 4), (64, 48))
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> what a viewer does with the pixels
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+@pytest.mark.parametrize("value", UPRIGHT)
+def test_exif_orientation_is_applied_and_boxes_are_of_the_upright_image(tmp_path: Path, value: int) -> None:
+    """A bright rectangle near one corner: its box is where a viewer, and a labelling tool, shows it."""
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[8:16, 8:40] = 255
     path = tmp_path / "turned.jpg"
-    path.write_bytes(with_segment(encoded(image), 0xE1, orientation(6)))  # 6: turn clockwise to view
-    upright = cv2.imdecode(np.frombuffer(encoded(image), np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(read_image(path), cv2.rotate(upright, cv2.ROTATE_90_CLOCKWISE))
+    path.write_bytes(with_segment(encoded(image), 0xE1, orientation(value)))
+    decoded = cv2.imdecode(np.frombuffer(encoded(image), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(read_image(path), UPRIGHT[value](decoded))
+
+    rows, columns = np.nonzero(UPRIGHT[value](image)[..., 0])
+    box = [float(side) for side in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+    sample = make_sample(1, path, read_image(path).shape[1::-1], [box], [0], [256])
+    data = DataConfig(train=TrainDataConfig(scales=[[128, 96]], flip=0.0))
+    item = train_item(sample, data, np.random.default_rng(0))
+    assert item.mismatch is None and item.boxes.tolist() == [[2 * side for side in box]]
+    x1, y1, x2, y2 = (int(side) for side in item.boxes[0])
+    bright = item.image[0] > 0
+    assert bright[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].all() and bright.sum() < 1.2 * (y2 - y1) * (x2 - x1)
 
 
 def big_endian(exif: bytes) -> bytes:
@@ -201,6 +229,37 @@ def test_every_truncation_is_an_error(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=rf"cut\{suffix} (is truncated|cannot be decoded)"):
             read_image(path)
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "WEBP", "TIFF", "JPEG2000", "PPM"])
+def test_truncation_is_an_error_in_other_formats_too(tmp_path: Path, format: str) -> None:
+    """There the decoder tells."""
+    Image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "cut"
+    Image.fromarray(cv2.resize(noise(6, 8), (80, 60))).save(path, format)
+    whole = path.read_bytes()
+    assert read_image(path).shape == (60, 80, 3)
+    for share in (0.02, 0.3, 0.7, 0.95):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ValueError, match=f"The image file {path} cannot be decoded"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
+def test_of_several_pictures_in_a_file_the_first(tmp_path: Path, format: str) -> None:
+    """Animations, pages, the second view of a stereo camera."""
+    Image = pytest.importorskip("PIL.Image")
+    first, second = (Image.fromarray(np.full((30, 40, 3), value, np.uint8)) for value in (10, 200))
+    options = {"lossless": True} if format == "WEBP" else {}
+    first.save(tmp_path / "several", format, save_all=True, append_images=[second], **options)
+    assert (read_image(tmp_path / "several") == 10).all()
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    for suffix in (".png", ".bmp", ".webp", ".tiff"):
+        path = tmp_path / f"photo{suffix}.jpg"
+        path.write_bytes(encoded(noise(5, 7), suffix))
+        assert read_image(path).shape == (5, 7, 3) and image_size(path) == (7, 5)
 
 
 def test_a_thumbnail_does_not_hide_truncation(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def read_image(image: str | Path | np.ndarray) -> np.ndarray:
         grey: three equal channels; palette: its colours; CMYK JPEG: converted to RGB without a colour profile;
         transparency: ignored where the file has colours under it (PNG), on black where they are mixed with it (TIFF);
         16 bits: the full range becomes 0 .. 255 (12 bits in a file of 16 are dark: `fastrcnn data` tells);
-        EXIF orientation: applied: upright, as a viewer shows it, so width and height may be exchanged.
+        EXIF orientation: applied: upright, as a viewer shows it, so width and height may be exchanged;
+        several pictures in one file (animations, pages): the first;
+        the suffix does not matter. A JPEG that is damaged inside, not cut, may come out with a grey or coloured rest.
     Raises:
         FileNotFoundError: no such file.
         ValueError: an empty, truncated or undecodable file (one of floating-point numbers, too); an image of more

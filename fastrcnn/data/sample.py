@@ -15,7 +15,7 @@ class Sample:
     path: Path
     width: int  # pixels, as annotated; the file's own size counts once it is decoded. 0 x 0: nowhere to be read
     height: int
-    boxes: np.ndarray  # float64 [G, 4] xyxy, pixels of the image
+    boxes: np.ndarray  # float64 [G, 4] xyxy, pixels of the upright image, as read_image gives it
     labels: np.ndarray  # int64 [G], index into Dataset.classes
     areas: np.ndarray  # float64 [G], pixels; of the object's mask where the annotations have it, else of the box
     crowd: np.ndarray  # bool [G]: a group of objects (COCO's iscrowd), no training target
