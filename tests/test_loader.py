@@ -190,6 +190,37 @@ def test_same_for_any_number_of_workers_and_after_resuming(dataset: Dataset) -> 
     assert torch.equal(torch.get_rng_state(), state)  # the loader leaves torch's random numbers alone
 
 
+@pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
+def test_same_however_the_workers_start(dataset: Dataset, start: str) -> None:
+    """Forked, or as new processes (the default elsewhere, and of later Pythons), which get all by pickle."""
+    config = small_config(batch_size=2)
+    config.data.train.scales, config.data.train.scale_mode = [[80, 40], [100, 60]], "range"
+    alone = list(train_loader(dataset, config, epoch=3)) + list(loader.test_loader(dataset, config))
+    config.train.workers = 1
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        others = list(train_loader(dataset, config, epoch=3)) + list(loader.test_loader(dataset, config))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(alone) == 4 + 7 and all(identical(a, b) for a, b in zip(alone, others, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_same_whatever_torchs_defaults_are(dataset: Dataset, workers: int) -> None:
+    config = small_config(batch_size=2, workers=workers)
+    expected = list(train_loader(dataset, config, epoch=3)) + list(loader.test_loader(dataset, config))
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        found = list(train_loader(dataset, config, epoch=3)) + list(loader.test_loader(dataset, config))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert all(identical(a, b) for a, b in zip(expected, found, strict=True))
+    assert {batch.images.dtype for batch in found} == {torch.float32}
+
+
 def test_a_batch_holds_its_images(dataset: Dataset) -> None:
     config = small_config(batch_size=3)
     config.data.train.flip = 0.0

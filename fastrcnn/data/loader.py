@@ -159,7 +159,8 @@ class Loader:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
-            batches = iter(self.loader)  # starts the processes
+            with torch.device("cpu"):  # torch's loader draws a number, on the default device
+                batches = iter(self.loader)  # starts the processes
         finally:
             cv2.setNumThreads(threads)
         return self._checked(batches)
