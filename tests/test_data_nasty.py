@@ -79,6 +79,42 @@ def test_what_editors_do_to_text_files_changes_nothing(tmp_path: Path, format: s
         assert sample.labels.tolist() == other.labels.tolist()
 
 
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """A few bytes lost or put in between, or a value of another kind."""
+    changed = bytearray(content)
+    inserted = [b"<", b">", b"-", b"\0", b"\n", b"{", b'"', b"\xff", b"nan", b"1e400", b"9" * 400, b"[]", b"&x;"]
+    for _ in range(random.integers(1, 4)):
+        place = int(random.integers(len(changed) + 1))
+        if random.random() < 0.5:
+            del changed[place : place + int(random.integers(1, 8))]
+        else:
+            changed[place:place] = inserted[random.integers(len(inserted))]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_damage_is_an_error_that_names_a_place_or_still_a_dataset(tmp_path: Path, format: str) -> None:
+    """Never another exception, nor numbers that are not finite."""
+    pictures, random = nasty_pictures(), np.random.default_rng(0)
+    write_images(tmp_path, pictures)
+    section = write_annotations(tmp_path, pictures, format)
+    files = sorted(path for path in (tmp_path / format).rglob("*") if path.is_file())
+    read_well = 0
+    for round in range(150):
+        path = files[round % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole, random))
+        try:
+            dataset = read_dataset(section)
+            read_well += 1
+            for sample in dataset.samples:
+                assert np.isfinite(sample.boxes).all() and np.isfinite(sample.areas).all()
+        except (ValueError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error)
+        path.write_bytes(whole)
+    assert 0 < read_well < 100  # some damage is none, most is
+
+
 # --- planted errors ---------------------------------------------------------------------------------------------------
 
 PLAIN = [Picture(f"{name}.png", [Thing(1, (8, 8, 40, 24)), Thing(0, (20, 4, 60, 30))]) for name in "abc"]
