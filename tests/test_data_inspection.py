@@ -223,15 +223,15 @@ def test_one_class_written_in_two_ways(train: Split, val: Split, tmp_path: Path)
 
 
 def test_one_dataset_that_cannot_be_read_does_not_hide_the_other(train: Split, val: Split, tmp_path: Path) -> None:
-    train.box(99, 1, [1, 1, 9, 9])
+    train.categories.append(train.categories[0])
     val.box(1, 1, [200, 5, 9, 9])
     found = inspected(train, val, tmp_path / "out")
     (problem,) = found["data that cannot be read"]
-    assert problem["data"] == "training" and "belongs to image 99" in problem["text"]
+    assert problem["data"] == "training" and "the name 'cat' or the id 1 stands twice" in problem["text"]
     (problem,) = found["boxes outside the image (left out of training)"]
     assert problem["data"] == "validation"
-    val.box(99, 1, [1, 1, 9, 9])
-    with pytest.raises(ValueError, match=r"train.json: annotation number 6 .* belongs to image 99"):
+    val.categories.append(val.categories[0])
+    with pytest.raises(ValueError, match=r"train.json: category number 2: the name 'cat'"):
         inspected(train, val, tmp_path / "out")
 
 
