@@ -55,6 +55,11 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], text
     return canvas
 
 
+def drawable(text: str) -> str:
+    """The text without what is no character, such as the bytes of a file name in another encoding: OpenCV crashes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def class_colour(label: int) -> tuple[int, int, int]:
     """BGR, the same for a label every time. Neighbouring labels lie far apart: hues step by the golden ratio."""
     hue, brightness = (0.02 + label * 0.618034) % 1.0, (1.0, 0.75)[label // 8 % 2]
@@ -65,7 +70,7 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def _draw_label(canvas: np.ndarray, box: list[int], text: str, label: int, unit: int) -> None:
     """Above the box's upper left corner; inside the box where there is no room above, and never outside the image."""
     height, width = canvas.shape[:2]
-    scale = 0.4 * unit
+    text, scale = drawable(text), 0.4 * unit
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, unit)
     margin = 2 * unit
     label_width, label_height = text_width + 2 * margin, text_height + below + 2 * margin

@@ -131,6 +131,8 @@ BROKEN_ENTRIES = [
     ("images", {"width": 0}, r"image 3 \(three.png\): width and height must be above 0, got 0 x 50"),
     ("images", {"height": None}, r"image 3 \(three.png\) has no 'height'"),
     ("images", {"file_name": None}, "image number 1 has no 'file_name'"),
+    ("categories", {"name": 5}, "category number 1: name must be a text, got 5"),
+    ("categories", {"name": "\ud800"}, r"category number 1: name must be a text, got '\\ud800'"),
     ("categories", {"id": 20}, "the name 'cat' or the id 20 stands twice"),
     ("categories", {"name": "dog"}, "the name 'dog' or the id 4 stands twice"),
     ("categories", {"name": None}, "category number 1 has no 'name'"),
@@ -209,6 +211,19 @@ def test_images_of_other_classes_are_dropped_or_kept_by_choice(tmp_path: Path, i
     kept = training_dataset(dogs, keep_empty=True)
     assert [sample.image_id for sample in kept.samples] == [7, 3] and len(kept.samples[1].boxes) == 0
     assert "images without objects to train on" not in kept.dropped
+
+
+def test_paths_that_were_written_on_windows(tmp_path: Path, images: Path) -> None:
+    value = content()
+    (images / "sub" / "deep").mkdir(parents=True)
+    (images / "seven.png").rename(images / "sub" / "deep" / "seven.png")
+    value["images"][0]["file_name"] = "sub\\deep\\seven.png"
+    file = written(tmp_path, value)
+    section = TrainDataConfig("coco", str(file), str(images))
+    assert read_dataset(section).samples[0].path == images / "sub" / "deep" / "seven.png"
+    odd = images / "sub\\deep\\seven.png"  # here a backslash is a letter
+    odd.write_bytes((images / "three.png").read_bytes())
+    assert read_dataset(section).samples[0].path == odd
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path, images: Path) -> None:

@@ -1,6 +1,7 @@
 """`fastrcnn data`: every planted error is reported, and a clean dataset is not slandered."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,25 @@ def test_yolo_data_with_broken_images(train: Split, val: Split, tmp_path: Path) 
     report(config, tmp_path / "out")
     kinds = [problem["kind"] for problem in json.loads((tmp_path / "out" / "problems.json").read_text())]
     assert kinds == ["images that cannot be read"] * 2 + ["validation images that are training images, too"]
+
+
+def test_file_names_in_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an archive from elsewhere: bytes that are no UTF-8. OpenCV's putText would crash."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for name in (b"k\xe4fer", b"fein"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/" + name + b".png")).write_bytes(
+            cv2.imencode(".png", photo(len(name)))[1].tobytes()
+        )
+        label = Path(os.fsdecode(os.fsencode(tmp_path / "labels") + b"/" + name + b".txt"))
+        label.write_text("0 0.5 0.5 1 1\n")
+    settings = [f"data.{split}.{key}" for split in ("train", "val") for key in ("format", "annotations", "images")]
+    values = ["yolo", tmp_path / "labels", tmp_path / "images"] * 2
+    overrides = [f"{key}={value}" for key, value in zip(settings, values, strict=True)]
+    assert main(["data", "faster_rcnn_r50_fpn_1x_coco", "--out", str(tmp_path / "out"), *overrides]) == 0
+    assert "k\\udce4fer.png: class_0 (0 0 128 96)" in capsys.readouterr().out
+    problems = json.loads((tmp_path / "out" / "problems.json").read_text())
+    assert Path(problems[1]["image"]).is_file() and problems[1]["image"].endswith("/k\udce4fer.png")
 
 
 def test_the_command(train: Split, val: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fastrcnn.drawing import class_colour, draw_detections
+from fastrcnn.drawing import class_colour, draw_boxes, draw_detections
 from fastrcnn.models import Detections
 
 
@@ -39,3 +39,11 @@ def test_neighbouring_classes_differ_in_colour() -> None:
     colours = np.array([class_colour(label) for label in range(80)], float)
     assert len(np.unique(colours, axis=0)) == 80
     assert (np.abs(np.diff(colours, axis=0)).max(1) > 60).all()
+
+
+def test_texts_of_any_code_points() -> None:
+    """Half of a surrogate pair would crash OpenCV."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    boxes = np.array([[10.0, 20, 50, 50]])
+    for text in ("\udce4", "a\ud800b", "Käfer 照片 🐞", "\n\t\r", ""):
+        assert (draw_boxes(image, boxes, [0], [text]) != 0).any()

@@ -47,7 +47,7 @@ def read_coco(
         raise ValueError(f"{file}: the dataset is empty, its list 'images' has no entry")
     if not folder.is_dir():
         raise FileNotFoundError(f"No image folder {folder} (for {file})")
-    found = _images(content["images"], file, errors)
+    found = _images(content["images"], file, folder, errors)
     objects: dict[int, list[tuple[list[float], int, float, bool, bool]]] = defaultdict(list)
     for index, entry in enumerate(content["annotations"]):
         with noting(errors):
@@ -107,7 +107,7 @@ def _categories(entries: list[dict[str, Any]], file: Path) -> tuple[list[int], l
     for index, entry in enumerate(entries):
         where = f"{file}: category number {index}"
         name, category = _get(entry, "name", where), _integer(_get(entry, "id", where), f"{where}: id")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or name != name.encode("utf-8", "replace").decode():  # half of a surrogate pair
             raise ValueError(f"{where}: name must be a text, got {name!r}")
         if name in ids or category in ids.values():
             raise ValueError(f"{where}: the name {name!r} or the id {category} stands twice in 'categories'")
@@ -119,7 +119,7 @@ def _categories(entries: list[dict[str, Any]], file: Path) -> tuple[list[int], l
 
 
 def _images(
-    entries: list[dict[str, Any]], file: Path, errors: list[str] | None
+    entries: list[dict[str, Any]], file: Path, folder: Path, errors: list[str] | None
 ) -> dict[int, tuple[str, tuple[int, int]]]:
     """Image id -> file name, (width, height); checks every entry of 'images'."""
     found: dict[int, tuple[str, tuple[int, int]]] = {}
@@ -130,6 +130,8 @@ def _images(
             name = _get(entry, "file_name", where)
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{where} (id {image_id}): file_name must be a text, got {name!r}")
+            if "\\" in name and not (folder / name).is_file():
+                name = name.replace("\\", "/")  # written on Windows
             where = f"{file}: image {image_id} ({name})"
             if image_id in found:
                 raise ValueError(f"{where}: the id {image_id} stands twice in 'images'")

@@ -10,7 +10,7 @@ import numpy as np
 from fastrcnn.data.image import box_factors, read_image, resize
 from fastrcnn.data.inspection.problems import Problem
 from fastrcnn.data.sample import Dataset, Sample
-from fastrcnn.drawing import draw_boxes
+from fastrcnn.drawing import draw_boxes, drawable
 
 COLUMNS, ROWS = 5, 5
 TILE = 360  # pixels, the side of a tile without its caption
@@ -83,7 +83,7 @@ def _tile(sample: Sample, dataset: Dataset, caption: list[str], box: tuple[float
     tile[: small.shape[0], : small.shape[1]] = draw_boxes(small, boxes * factors, labels, names)
     for row, text in enumerate(caption):
         at = (4, small.shape[0] + LINE * (row + 1) - 4)
-        cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(tile, drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     return tile
 
 

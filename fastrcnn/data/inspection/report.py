@@ -58,6 +58,7 @@ def report(config: Config, out: Path) -> str:
     parts += [_class_table(datasets), *map(as_text, shapes)]
     parts += [f"Suspicious in the {name} data: {_listed(found)}" for name, found in problems.items()]
     text = "\n\n".join(parts) + "\n"
+    text = text.encode("utf-8", "backslashreplace").decode()  # file names may hold bytes that are no text
     entries = [
         {"data": name, "kind": p.kind, "text": p.text, "image": p.path and str(p.path), "box": p.box}
         for name, found in problems.items()
