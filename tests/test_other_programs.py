@@ -251,6 +251,26 @@ def test_detection_is_the_same_whatever_the_caller_has_switched_on(detector: Det
         assert all(values.device.type == "cpu" and not values.is_inference() for values in tensors)
 
 
+@pytest.mark.parametrize("kind", ["l1", "giou"])
+@pytest.mark.parametrize("name", [name for name in SURROUNDINGS if "default" in name or "block" in name])
+def test_losses_and_gradients_are_the_same_whatever_torchs_defaults_are(name: str, kind: str) -> None:
+    model = small(f"rpn.box_loss.kind={kind}", f"box_head.box_loss.kind={kind}")
+    batch, objects = images(*SIZES), targets()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step() -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        torch.manual_seed(1)
+        losses = model.losses(batch, SIZES, objects)
+        return losses, list(
+            torch.autograd.grad(sum(losses.values()), [p for p in model.parameters() if p.requires_grad])
+        )
+
+    expected = step()
+    with SURROUNDINGS[name]():
+        found = step()
+    assert_close(found, expected, rtol=0, atol=0)
+
+
 # --- pictures that cannot be read, among others -----------------------------------------------------------------------
 
 

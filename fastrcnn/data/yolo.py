@@ -1,7 +1,8 @@
 """YOLO label files, one text file per image -> Dataset. Format: https://docs.ultralytics.com/datasets/detect
 
 A line is an object: its class number, then centre x, centre y, width, height as shares of the image's width and height;
-or its class number, then the corners x1 y1 x2 y2 ... of a polygon, which becomes the box around it.
+or its class number, then the corners x1 y1 x2 y2 ... of a polygon, which becomes the box around it. (A box with the
+keypoints of a pose behind it cannot be told from a polygon.)
 """
 
 import math

@@ -40,6 +40,6 @@ class _Surroundings(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cells, inside = ctx.saved_tensors
         images, height, width, channels = ctx.shape
-        maps = torch.zeros(images * height * width, channels, device=grad.device)
+        maps = torch.zeros(images * height * width, channels, dtype=torch.float32, device=grad.device)
         maps.index_add_(0, cells[inside], grad.unflatten(1, (3, 3, channels))[inside].float())
         return maps.view(images, height, width, channels).permute(0, 3, 1, 2).to(grad.dtype), None, None, None
