@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +137,25 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"side.png cannot be decoded: .* larger than 10\^6 pixels a side"):
         read_image(tmp_path / "side.png")
     assert image_size(tmp_path / "pixels.png") == (40000, 40000)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
+def test_images_that_do_not_fit_into_memory_are_errors(tmp_path: Path) -> None:
+    """In a process of its own, which may take 500 MB more than it has: the picture says that it has 2.7 GB."""
+    (tmp_path / "large.png").write_bytes(png_header(30000, 30000))
+    program = """
+import resource, sys
+from fastrcnn.data.image import read_image
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20,) * 2)
+try:
+    read_image(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program, str(tmp_path / "large.png")], capture_output=True, text=True)
+    assert f"The image file {tmp_path}/large.png is too large for the memory that is free" in found.stdout, found.stderr
 
 
 def test_paths_of_any_letters_and_length(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def read_image(image: str | Path | np.ndarray) -> np.ndarray:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an empty, truncated or undecodable file (one of floating-point numbers, too); an image of more
-            than 2^20 pixels a side or 2^30 in all (OpenCV's limits); an array of another shape or type, or empty.
+            than 2^20 pixels a side or 2^30 in all (OpenCV's limits), or too large for the memory; an array of another
+            shape or type, or empty.
         TypeError: neither a path nor an array.
     """
     if isinstance(image, np.ndarray):
@@ -63,6 +64,8 @@ def read_image(image: str | Path | np.ndarray) -> np.ndarray:
                 f"The image file {image} is too large: expected at most 2^20 pixels a side and 2^30 in all, OpenCV's "
                 "limits (its environment variables OPENCV_IO_MAX_IMAGE_WIDTH, _HEIGHT and _PIXELS move them)"
             ) from error
+        if error.code == cv2.Error.StsNoMem:  # 20,000 x 20,000 pixels are 1.2 GB
+            raise ValueError(f"The image file {image} is too large for the memory that is free: {error}") from error
         raise ValueError(f"The image file {image} cannot be decoded: {error}") from error
     if pixels is None:
         raise ValueError(
