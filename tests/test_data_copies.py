@@ -55,8 +55,12 @@ def test_a_changed_copy_is_named_with_its_original(train: Split, val: Split, tmp
     assert between[0]["text"].startswith(f"{val.folder}/leak.bmp and {train.folder}/train2.png (")
     assert within[0]["text"].endswith(" of the 64 bits of their difference hashes differ)")
     assert within[0]["image"] == f"{train.folder}/copy.png"
-    for name in ("training_problems.jpg", "validation_problems.jpg"):
-        assert (tmp_path / "out" / name).is_file()
+    for name, seed in (("training_problems.jpg", 1), ("validation_problems.jpg", 2)):
+        sheet = cv2.imread(str(tmp_path / "out" / name))  # one tile, which shows both
+        original = cv2.resize(photo(seed), (180, 135))
+        assert np.abs(sheet[10:125, 190:350].astype(int) - original[10:125, 10:170]).mean() < 10
+        brightness = cv2.resize(CHANGES[change](photo(seed)), (180, 135))[10:125, 10:170].mean()
+        assert abs(sheet[10:125, 10:170].mean() - brightness) < 5
 
 
 def test_of_a_group_all_but_the_first_are_named_once(train: Split, val: Split, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def contact_sheet(dataset: Dataset, readable: set[Path]) -> np.ndarray | None:
 
 
 def problem_sheet(dataset: Dataset, problems: Sequence[Problem], readable: set[Path]) -> np.ndarray | None:
-    """Images with a problem, each kind in turn; the caption is the kind. A problem of a box shows just that box.
+    """Images with a problem, each kind in turn; the caption is the kind. A problem of a box shows just that box, one of
+    two images both, side by side.
 
     None: no problem of a readable image.
     """
@@ -42,7 +43,10 @@ def problem_sheet(dataset: Dataset, problems: Sequence[Problem], readable: set[P
     tiles = []
     for problem in in_turn[: COLUMNS * ROWS]:
         assert problem.path is not None
-        tiles.append(_tile(of_path[problem.path], dataset, [problem.path.name, problem.kind], problem.box))
+        if problem.twin in readable:
+            tiles.append(_pair(problem.path, problem.twin, problem.kind))
+        else:
+            tiles.append(_tile(of_path[problem.path], dataset, [problem.path.name, problem.kind], problem.box))
     return _grid(tiles) if tiles else None
 
 
@@ -79,10 +83,23 @@ def _tile(sample: Sample, dataset: Dataset, caption: list[str], box: tuple[float
     if box is not None:
         shown = [i for i in range(len(boxes)) if tuple(boxes[i].tolist()) == box]
         boxes, labels, names = boxes[shown], [labels[i] for i in shown], [names[i] for i in shown]
+    return _captioned(draw_boxes(small, boxes * factors, labels, names), caption)
+
+
+def _pair(first: Path, second: Path, kind: str) -> np.ndarray:
+    """Two images, without boxes, on one tile."""
+    both = np.full((TILE // 2, TILE, 3), 255, np.uint8)
+    for path, half in ((first, both[:, : TILE // 2]), (second, both[:, TILE // 2 :])):
+        small, _ = resize(read_image(path), (TILE // 2, TILE // 2))
+        half[: small.shape[0], : small.shape[1]] = small
+    return _captioned(both, [f"{first.name}, {second.name}", kind])
+
+
+def _captioned(picture: np.ndarray, caption: list[str]) -> np.ndarray:
     tile = np.full((TILE + LINE * 2, TILE, 3), 255, np.uint8)
-    tile[: small.shape[0], : small.shape[1]] = draw_boxes(small, boxes * factors, labels, names)
+    tile[: picture.shape[0], : picture.shape[1]] = picture
     for row, text in enumerate(caption):
-        at = (4, small.shape[0] + LINE * (row + 1) - 4)
+        at = (4, picture.shape[0] + LINE * (row + 1) - 4)
         cv2.putText(tile, drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     return tile
 

@@ -28,6 +28,7 @@ class Problem:
     text: str  # this one: where, and the numbers
     path: Path | None = None  # of the image
     box: tuple[float, ...] | None = None  # x1, y1, x2, y2 in its pixels
+    twin: Path | None = None  # another image, to be looked at beside it
 
 
 def object_problems(dataset: Dataset, scale: Sequence[int]) -> Iterator[Problem]:
@@ -138,7 +139,7 @@ def image_problems(dataset: Dataset, files: Mapping[Path, FileReport], max_detec
     firsts = [paths[0] for paths in of_digest.values()]
     for index, other, bits in nearest_copies([files[path].likeness for path in firsts]):
         text = f"{firsts[index]} and {firsts[other]} ({_difference(bits)})"
-        yield Problem("images that are nearly the same", text, firsts[index])
+        yield Problem("images that are nearly the same", text, firsts[index], twin=firsts[other])
 
 
 def class_problems(dataset: Dataset) -> Iterator[Problem]:
@@ -172,7 +173,7 @@ def split_problems(train: Dataset, val: Dataset, files: Mapping[Path, FileReport
         elif path in near:
             other, bits = near[path]
             text = f"{path} and {other} ({_difference(bits)})"
-            yield Problem("validation images that are nearly training images", text, path)
+            yield Problem("validation images that are nearly training images", text, path, twin=other)
         elif path.name in of_name and of_name[path.name] != path and not files[path].error:
             text = f"{path} and {of_name[path.name]}, with different pixels"
             yield Problem("validation images named as a training image", text, path)
