@@ -210,16 +210,28 @@ def test_planted_entries_classes_and_splits(train: Split, val: Split, tmp_path: 
     assert text == f"{val.folder}/train1.png and {train.folder}/train1.png, with different pixels"
 
 
+def test_one_class_written_in_two_ways(train: Split, val: Split, tmp_path: Path) -> None:
+    for id, name in enumerate(["Hot Dog", "hot_dog", "hot-dog ", "+", "-"], start=3):
+        train.categories.append({"id": id, "name": name})
+        val.categories.append({"id": id, "name": name})
+        train.box(3, id, [8 * id, 70, 7, 20])
+        val.box(2, id, [8 * id, 70, 7, 20])
+    (problem, _) = inspected(train, val, tmp_path / "out").pop(
+        "classes whose names differ only in capitals, spaces or signs"
+    )
+    assert problem["text"] == "'Hot Dog' (1) and 'hot_dog' (1) and 'hot-dog ' (1): data.rename makes them one"
+
+
 def test_one_dataset_that_cannot_be_read_does_not_hide_the_other(train: Split, val: Split, tmp_path: Path) -> None:
-    train.box(99, 1, [1, 1, 9, 9])
+    train.categories.append(train.categories[0])
     val.box(1, 1, [200, 5, 9, 9])
     found = inspected(train, val, tmp_path / "out")
     (problem,) = found["data that cannot be read"]
-    assert problem["data"] == "training" and "belongs to image 99" in problem["text"]
+    assert problem["data"] == "training" and "the name 'cat' or the id 1 stands twice" in problem["text"]
     (problem,) = found["boxes outside the image (left out of training)"]
     assert problem["data"] == "validation"
-    val.box(99, 1, [1, 1, 9, 9])
-    with pytest.raises(ValueError, match=r"train.json: annotation number 6 .* belongs to image 99"):
+    val.categories.append(val.categories[0])
+    with pytest.raises(ValueError, match=r"train.json: category number 2: the name 'cat'"):
         inspected(train, val, tmp_path / "out")
 
 

@@ -23,7 +23,7 @@ from fastrcnn.data import loader
 from fastrcnn.data.inspection.problems import object_problems
 from fastrcnn.data.inspection.report import report
 from fastrcnn.data.loader import train_loader, training_dataset
-from fastrcnn.data.read import read_dataset
+from fastrcnn.data.read import read_annotations, read_dataset
 from fastrcnn.data.sample import Dataset
 
 
@@ -77,6 +77,42 @@ def test_what_editors_do_to_text_files_changes_nothing(tmp_path: Path, format: s
         assert sample.path == other.path
         np.testing.assert_array_equal(sample.boxes, other.boxes)
         assert sample.labels.tolist() == other.labels.tolist()
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """A few bytes lost or put in between, or a value of another kind."""
+    changed = bytearray(content)
+    inserted = [b"<", b">", b"-", b"\0", b"\n", b"{", b'"', b"\xff", b"nan", b"1e400", b"9" * 400, b"[]", b"&x;"]
+    for _ in range(random.integers(1, 4)):
+        place = int(random.integers(len(changed) + 1))
+        if random.random() < 0.5:
+            del changed[place : place + int(random.integers(1, 8))]
+        else:
+            changed[place:place] = inserted[random.integers(len(inserted))]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_damage_is_an_error_that_names_a_place_or_still_a_dataset(tmp_path: Path, format: str) -> None:
+    """Never another exception, nor numbers that are not finite."""
+    pictures, random = nasty_pictures(), np.random.default_rng(0)
+    write_images(tmp_path, pictures)
+    section = write_annotations(tmp_path, pictures, format)
+    files = sorted(path for path in (tmp_path / format).rglob("*") if path.is_file())
+    read_well = 0
+    for round in range(150):
+        path = files[round % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole, random))
+        try:
+            dataset = read_dataset(section)
+            read_well += 1
+            for sample in dataset.samples:
+                assert np.isfinite(sample.boxes).all() and np.isfinite(sample.areas).all()
+        except (ValueError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error)
+        path.write_bytes(whole)
+    assert 0 < read_well < 100  # some damage is none, most is
 
 
 # --- planted errors ---------------------------------------------------------------------------------------------------
@@ -211,6 +247,7 @@ def test_what_is_no_error_is_counted(tmp_path: Path, name: str, formats: str, ru
         assert sum(len(sample.labels) for sample in dataset.samples) == left
 
 
+ENTRIES = "entries that cannot be read (training refuses them)"
 PROBLEMS = {
     "far outside": "boxes outside the image (left out of training)",
     "negative width": "boxes with a negative width or height (left out)",
@@ -219,14 +256,16 @@ PROBLEMS = {
     "a text as image": "images that cannot be read",
     "half an image": "images that cannot be read",
     "another size": "images of another size than annotated",
-    "not finite": "data that cannot be read",
+    "not finite": ENTRIES,
+    "too few numbers": ENTRIES,
+    "no numbers": ENTRIES,
 }
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_fastrcnn_data_reports_them(tmp_path: Path, format: str, name: str) -> None:
-    """YOLO's files cannot say a size, and say nothing of an image that is not there; the reader refuses the boxes."""
+    """YOLO's files cannot say a size, and say nothing of an image that is not there."""
     plant = next(entry[1] for entry in ERRORS if entry[0] == name)
     config = settings(planted(tmp_path, format, plant))
     write_images(tmp_path / "other", [replace(picture, name=f"other {picture.name}") for picture in PLAIN])
@@ -238,9 +277,67 @@ def test_fastrcnn_data_reports_them(tmp_path: Path, format: str, name: str) -> N
     found = [problem for problem in problems if problem["data"] == "training"]
     kind = PROBLEMS[name]
     if format == "yolo" and name in ("far outside", "negative width"):
-        kind = "data that cannot be read"
+        kind = ENTRIES
     if format == "yolo" and name in ("no image", "another size"):
         assert found == []
     else:
         assert [problem["kind"] for problem in found] == [kind]
         assert "b." in found[0]["text"] or "boxes.json" in found[0]["text"]
+
+
+SEVERAL = {  # (file, what stands in it, what is put there, what the report says), and the objects that are left
+    "coco": (
+        [
+            ("boxes.json", '"bbox": [8, 8, 32, 16]', '"bbox": [8, NaN, 32, 16]', "number 0 (id 5): bbox must be"),
+            ("boxes.json", '"bbox": [20, 4, 40, 26]', '"bbox": [20, 4]', "number 1 (id 5): bbox must be"),
+            ("boxes.json", '"bbox": [8, 8, 32, 16]', '"bbox": null', "number 2 (id 5): bbox must be"),
+            ("boxes.json", '{"id": 114', '{"id": 107', "image 107 (c.png): the id 107 stands twice"),
+        ],
+        1,
+    ),
+    "voc": (
+        [
+            ("xml/a.xml", ">8<", ">nan<", "a.xml: object 1 (big dog): <xmin> must be"),
+            ("xml/a.xml", "<xmin>20</xmin>", "", "a.xml: object 2 (cat) has no <bndbox> with <xmin>"),
+            ("xml/b.xml", "<annotation>", "<annotation", "b.xml cannot be read as XML"),
+            ("xml/c.xml", " cat", "", "c.xml: object 2 has no <name>"),
+        ],
+        2,
+    ),
+    "yolo": (
+        [
+            ("labels/a.txt", "1 0.375", "1 nan", "a.txt, line 1: coordinates are"),
+            ("labels/a.txt", " 0.8125\n", "\n", "a.txt, line 2: expected 4 values"),
+            ("labels/b.txt", "1 ", "99 ", "b.txt, line 1: class number 99, but"),
+            ("labels/c.txt", "2 ", "two ", "c.txt, line 3: expected a class number"),
+        ],
+        3,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:data.classes")  # of VOC's classes, one is absent
+@pytest.mark.parametrize("format", FORMATS)
+def test_all_broken_entries_are_reported_at_once(tmp_path: Path, format: str) -> None:
+    """What reading for training refuses one by one; what is left is looked at all the same."""
+    changes, left = SEVERAL[format]
+    write_images(tmp_path, PLAIN)
+    section = write_annotations(tmp_path, PLAIN, format)
+    for name, old, new, _ in changes:
+        path = tmp_path / format / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+    config = settings(section)
+    config.data.val.annotations = "nowhere"
+    report(config, tmp_path / "out")
+    problems = json.loads((tmp_path / "out" / "problems.json").read_text())
+    texts = [problem["text"] for problem in problems if problem["kind"] == ENTRIES]
+    assert len(texts) >= len(changes)
+    for *_, message in changes:
+        assert any(message in text for text in texts), (message, texts)
+    dataset = read_annotations(section, CLASSES, errors=[])
+    assert sum(len(sample.labels) for sample in dataset.samples) == left
+    with pytest.raises(ValueError) as error:
+        read(section)
+    assert str(error.value) in texts

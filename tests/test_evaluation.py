@@ -377,7 +377,6 @@ def test_evaluate_runs_every_image_in_evaluation_mode(painted: tuple[Dataset, Co
     assert metrics["per_class"] == {"cat": pytest.approx(1), "dog": 0}
     assert metrics["AP"] == pytest.approx(0.5)
     assert metrics["images_per_second"] > 0
-    assert "VOC_mAP" not in metrics
     assert model.training  # as before
     assert model.calls == [
         ((1, 3, 128, 224), [(120, 200)], [(2.0, 2.0)], False, True),
@@ -385,9 +384,10 @@ def test_evaluate_runs_every_image_in_evaluation_mode(painted: tuple[Dataset, Co
     ]
 
 
-def test_evaluate_adds_voc_map_for_voc_data(painted: tuple[Dataset, Config]) -> None:
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_evaluate_measures_by_vocs_rules_too(painted: tuple[Dataset, Config], format: str) -> None:
     data, config = painted
-    config.data.val.format = "voc"
+    config.data.val.format = format
     model = Replay([found(([10, 10, 50, 50], 0.9, 0)), found()])
     metrics = evaluate(model, data, config, torch.device("cpu")).metrics
     assert metrics["VOC_mAP"] == metrics["VOC07_mAP"] == pytest.approx(0.5)

@@ -46,15 +46,19 @@ def read_dataset(
 
 
 def read_annotations(
-    section: TrainDataConfig | ValDataConfig, classes: Sequence[str] = (), rename: Mapping[str, str] | None = None
+    section: TrainDataConfig | ValDataConfig,
+    classes: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    errors: list[str] | None = None,
 ) -> Dataset:
-    """As read_dataset, but images may be missing or broken: for `fastrcnn data`, which reports every one of them."""
+    """As read_dataset, but images may be missing or broken, and broken entries of the annotations are added to the list
+    of errors, if there is one: for `fastrcnn data`, which reports every one of them."""
     if section.format not in READERS:
         raise ValueError(f"The format of a dataset must be one of {', '.join(READERS)}, got {section.format!r}")
     read = READERS[section.format]
-    dataset = read(section.annotations, section.images, classes, rename)
+    dataset = read(section.annotations, section.images, classes, rename, errors)
     for source in section.more if isinstance(section, TrainDataConfig) else ():
-        dataset = _join(dataset, read(source.annotations, source.images, dataset.classes, rename))
+        dataset = _join(dataset, read(source.annotations, source.images, dataset.classes, rename, errors))
     return dataset
 
 
@@ -62,7 +66,8 @@ def _join(first: Dataset, second: Dataset) -> Dataset:
     """The images of the first, then those of the second, whose ids are moved behind the first's: each set counts its
     own. Both have the same classes."""
     places = {os.path.abspath(sample.path) for sample in first.samples}
-    shift = 1 + max(s.image_id for s in first.samples) - min(s.image_id for s in second.samples)
+    last = max((sample.image_id for sample in first.samples), default=0)
+    shift = 1 + last - min((sample.image_id for sample in second.samples), default=0)
     result = replace(first, name=f"{first.name} + {second.name}", samples=list(first.samples))
     for sample in second.samples:
         if os.path.abspath(sample.path) in places:

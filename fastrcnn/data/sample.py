@@ -1,6 +1,7 @@
 """What every annotation format is read into: a Dataset of Samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,6 +49,17 @@ class Dataset:
         """Counts and notes a box that has a negative width or height."""
         self.drop("objects whose box has a negative width or height")
         self.inverted.append((path, box))
+
+
+@contextmanager
+def noting(errors: list[str] | None) -> Iterator[None]:
+    """Around the reading of one entry: adds what is wrong with it to the list; without a list, it is raised."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if errors is None:
+            raise
+        errors.append(str(error))
 
 
 def make_sample(

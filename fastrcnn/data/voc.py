@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from fastrcnn.data.classes import select_classes
 from fastrcnn.data.image import SUFFIXES
 from fastrcnn.data.image_size import size_or_zero
-from fastrcnn.data.sample import Dataset, make_sample
+from fastrcnn.data.sample import Dataset, make_sample, noting
 
 
 class _Object(NamedTuple):
@@ -25,7 +25,11 @@ class _Object(NamedTuple):
 
 
 def read_voc(
-    annotations: str | Path, images: str | Path, classes: Sequence[str] = (), rename: Mapping[str, str] | None = None
+    annotations: str | Path,
+    images: str | Path,
+    classes: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    errors: list[str] | None = None,
 ) -> Dataset:
     """Reads Pascal VOC annotations.
 
@@ -39,6 +43,7 @@ def read_voc(
         classes, rename: as in select_classes. No classes: every name in the files, sorted. (Give the training classes
             to read validation data, which may not have all of them: a name without any object is a warning, or an error
             if it looks like a misspelling.)
+        errors: a list that takes what is wrong with files and objects, which are then left out; None: raised.
     Returns:
         A Dataset with one Sample per XML file; image ids count from 1, category ids are label + 1, areas are those of
         the boxes, nothing is crowd. A box with a negative width or height is left out and counted; so are, of a folder
@@ -52,40 +57,44 @@ def read_voc(
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"No image folder {folder} (for {annotations})")
-    files = _xml_files(Path(annotations), folder)
-    roots = [_parse(file) for file in files.values()]
-    objects = [_objects(root, file) for root, file in zip(roots, files.values(), strict=True)]
-    names = sorted({item.name for items in objects for item in items})
+    files = _xml_files(Path(annotations), folder, errors)
+    contents: dict[Path, tuple[ElementTree.Element, list[_Object]]] = {}
+    for name, file in files.items():
+        with noting(errors):
+            root = _parse(file)
+            contents[name] = root, _objects(root, file, errors)
+    names = sorted({item.name for _, items in contents.values() for item in items})
     dataset = Dataset(str(annotations), names, list(range(1, len(names) + 1)), samples=[])
     pictures: dict[Path, list[Path]] = defaultdict(list)  # by their names
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES:
             pictures[path.relative_to(folder).with_suffix("")].append(path)
     unused = {path for paths in pictures.values() for path in paths}
-    for index, (name, root, items) in enumerate(zip(files, roots, objects, strict=True)):
-        path = _image_path(root, name, files[name], folder, pictures)
-        unused.discard(path)
-        kept = [item for item in items if min(_sides(item)) >= 0]
-        for item in items:
-            if min(_sides(item)) < 0:
-                dataset.drop_inverted(path, item.box)
-        dataset.samples.append(
-            make_sample(
-                image_id=index + 1,
-                path=path,
-                size=_size(root, path),
-                boxes=[item.box for item in kept],
-                labels=[names.index(item.name) for item in kept],
-                areas=[math.prod(_sides(item)) for item in kept],
-                difficult=[item.difficult for item in kept],
+    for name, (root, items) in contents.items():
+        with noting(errors):
+            path = _image_path(root, name, files[name], folder, pictures)
+            unused.discard(path)
+            for item in items:
+                if min(_sides(item)) < 0:
+                    dataset.drop_inverted(path, item.box)
+            kept = [item for item in items if min(_sides(item)) >= 0]
+            dataset.samples.append(
+                make_sample(
+                    image_id=len(dataset.samples) + 1,
+                    path=path,
+                    size=_size(root, path),
+                    boxes=[item.box for item in kept],
+                    labels=[names.index(item.name) for item in kept],
+                    areas=[math.prod(_sides(item)) for item in kept],
+                    difficult=[item.difficult for item in kept],
+                )
             )
-        )
     if Path(annotations).is_dir():
         dataset.drop("images without an XML file", len(unused))
     return select_classes(dataset, classes, rename or {}, declared=False)
 
 
-def _xml_files(annotations: Path, images: Path) -> dict[Path, Path]:
+def _xml_files(annotations: Path, images: Path, errors: list[str] | None) -> dict[Path, Path]:
     """Names, such as 000012 or sub-folder/000012 -> the XML files to read, in the order of the dataset."""
     if annotations.is_dir():
         found = sorted(path for path in annotations.rglob("*") if path.suffix.lower() == ".xml")
@@ -101,15 +110,17 @@ def _xml_files(annotations: Path, images: Path) -> dict[Path, Path]:
     places = [images.parent / "Annotations", annotations.parent.parent.parent / "Annotations", annotations.parent]
     folder = next(place for place in places if place.is_dir())
     files = {Path(name): folder / f"{name}.xml" for name in names}
-    missing = [file for file in files.values() if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the {len(files)} XML files of {annotations} are missing, the first is {missing[0]}"
-        )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{annotations} names {twice[0]} {names.count(twice[0])} times")
-    return files
+    with noting(errors):
+        missing = [file for file in files.values() if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of the {len(files)} XML files of {annotations} are missing, the first is {missing[0]}"
+            )
+    with noting(errors):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{annotations} names {twice[0]} {names.count(twice[0])} times")
+    return {name: file for name, file in files.items() if file not in missing}
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -129,20 +140,22 @@ def _parse(file: Path) -> ElementTree.Element:
     return root
 
 
-def _objects(root: ElementTree.Element, file: Path) -> list[_Object]:
+def _objects(root: ElementTree.Element, file: Path, errors: list[str] | None) -> list[_Object]:
     objects = []
     for index, element in enumerate(root.findall("object"), start=1):
-        name = (element.findtext("name") or "").strip()
-        where = f"{file}: object {index} ({name or 'no name'})"
-        if not name:
-            raise ValueError(f"{file}: object {index} has no <name>")
-        box = []
-        for key in ("xmin", "ymin", "xmax", "ymax"):
-            text = element.findtext(f"bndbox/{key}")
-            if text is None:
-                raise ValueError(f"{where} has no <bndbox> with <{key}>")
-            box.append(_number(text, f"{where}: <{key}>"))
-        objects.append(_Object(name, box, _number(element.findtext("difficult") or "0", f"{where}: <difficult>") != 0))
+        with noting(errors):
+            name = (element.findtext("name") or "").strip()
+            where = f"{file}: object {index} ({name or 'no name'})"
+            if not name:
+                raise ValueError(f"{file}: object {index} has no <name>")
+            box = []
+            for key in ("xmin", "ymin", "xmax", "ymax"):
+                text = element.findtext(f"bndbox/{key}")
+                if text is None:
+                    raise ValueError(f"{where} has no <bndbox> with <{key}>")
+                box.append(_number(text, f"{where}: <{key}>"))
+            difficult = _number(element.findtext("difficult") or "0", f"{where}: <difficult>") != 0
+            objects.append(_Object(name, box, difficult))
     return objects
 
 

@@ -15,7 +15,7 @@ from fastrcnn.class_names import placeholder_names
 from fastrcnn.data.classes import check_classes, select_classes
 from fastrcnn.data.image import SUFFIXES
 from fastrcnn.data.image_size import size_or_zero
-from fastrcnn.data.sample import Dataset, make_sample
+from fastrcnn.data.sample import Dataset, make_sample, noting
 
 MOST_CLASSES = 10_000  # a larger class number is a mistake
 ROUNDING = 1e-3  # how far beyond 0 .. 1 a coordinate may be: exporters round; boxes are clipped in training
@@ -24,7 +24,11 @@ Box = list[float]  # x1, y1, x2, y2 as shares of the image
 
 
 def read_yolo(
-    annotations: str | Path, images: str | Path, classes: Sequence[str] = (), rename: Mapping[str, str] | None = None
+    annotations: str | Path,
+    images: str | Path,
+    classes: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    errors: list[str] | None = None,
 ) -> Dataset:
     """Reads YOLO labels.
 
@@ -37,6 +41,7 @@ def read_yolo(
             a list or {number: name}), or the lines of classes.txt; both are looked for in the folder of the labels and
             the two above it. Where there are none, `classes` itself names the numbers 0, 1, 2, ...; without it they
             are called class_0, class_1, ...
+        errors: a list that takes what is wrong with lines, which are then left out; None: raised.
     Returns:
         A Dataset with one Sample per image, sorted by path; image ids count from 1, category ids are the class numbers,
         areas are those of the boxes, nothing is crowd. An image without a label file, or with an empty one, has no
@@ -61,13 +66,12 @@ def read_yolo(
         expected = labels_folder / f"{image_names[0]}.txt"
         raise ValueError(f"None of the {len(paths)} images of {folder} has a label file; expected e.g. {expected}")
 
-    objects = [read_labels(file) if file else [] for file in label_files]
-    highest = max((label for items in objects for label, _ in items), default=-1)
     names = _names(names_file) if names_file else check_classes(classes)
+    source = f"{names_file or 'data.classes'} has {len(names)} names: {', '.join(names[:20])}" if names else ""
+    limit = len(names) or MOST_CLASSES
+    objects = [read_labels(file, limit, source, errors) if file else [] for file in label_files]
     if not names:
-        names = placeholder_names(highest + 1)
-    if highest >= len(names):
-        _raise_unnamed(label_files, names, names_file)
+        names = placeholder_names(1 + max((label for items in objects for label, _ in items), default=-1))
 
     dataset = Dataset(str(annotations), names, list(range(len(names))), samples=[])
     # The file of the names may lie among the labels.
@@ -82,13 +86,20 @@ def read_yolo(
     return select_classes(dataset, classes, rename or {}, declared=True)
 
 
-def read_labels(file: Path) -> list[tuple[int, Box]]:
-    """(class number, box) of each line of a label file. Raises ValueError as read_yolo."""
+def read_labels(
+    file: Path, limit: int = MOST_CLASSES, source: str = "", errors: list[str] | None = None
+) -> list[tuple[int, Box]]:
+    """(class number, box) of each line of a label file; class numbers from the limit on are errors, which say where the
+    names come from. Raises ValueError, or adds to errors, as read_yolo."""
     objects = []
     text = file.read_bytes().decode("utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            objects.append(_object(line.split(), f"{file}, line {number}"))
+            with noting(errors):
+                label, box = _object(line.split(), f"{file}, line {number}")
+                if label >= limit:
+                    raise ValueError(f"{file}, line {number}: class number {label}, but {source}")
+                objects.append((label, box))
     return objects
 
 
@@ -169,14 +180,3 @@ def _distinct(names: list[str], file: Path) -> list[str]:
     if twice is not None:
         raise ValueError(f"{file} names {twice!r} twice")
     return names
-
-
-def _raise_unnamed(files: list[Path | None], names: list[str], source: Path | None) -> None:
-    """Names the first line whose class number has no name."""
-    for file in files:
-        for label, _ in read_labels(file) if file else []:
-            if label >= len(names):
-                of = source or "data.classes"
-                raise ValueError(
-                    f"{file}: class number {label}, but {of} has {len(names)} names: {', '.join(names[:20])}"
-                )

@@ -85,24 +85,23 @@ def evaluate(model: FasterRCNN, dataset: Dataset, config: Config, device: torch.
 
     Returns:
         An Evaluation. Its metrics: the twelve COCO metrics (fastrcnn.evaluation.coco.METRICS) and "per_class"
-        {class name: AP}; for a dataset in VOC format also "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU
-        0.5, with "VOC_per_class" and "VOC07_per_class"; all 0 .. 1, or -1 where the dataset has no such object.
+        {class name: AP}; "VOC_mAP" (area form) and "VOC07_mAP" (11-point form), IoU 0.5, with "VOC_per_class" and
+        "VOC07_per_class"; all 0 .. 1, or -1 where the dataset has no such object.
         "images_per_second": over reading the files, detecting and rescaling, not measuring.
     """
     start = time.perf_counter()
     detections = detect_dataset(model, dataset, config, device)
     detecting = time.perf_counter() - start
-    return from_main(lambda: _measure(dataset, detections, config, detecting))
+    return from_main(lambda: _measure(dataset, detections, detecting))
 
 
-def _measure(dataset: Dataset, detections: dict[int, Detections], config: Config, detecting: float) -> Evaluation:
+def _measure(dataset: Dataset, detections: dict[int, Detections], detecting: float) -> Evaluation:
     start = time.perf_counter()
     coco = evaluate_coco(dataset, detections)
     metrics: dict = {**coco.metrics, "per_class": coco.per_class}
-    if config.data.val.format == "voc":
-        for name, eleven_point in (("VOC", False), ("VOC07", True)):
-            result = voc_ap(dataset, detections, eleven_point=eleven_point)
-            metrics |= {f"{name}_mAP": result["mAP"], f"{name}_per_class": result["per_class"]}
+    for name, eleven_point in (("VOC", False), ("VOC07", True)):
+        result = voc_ap(dataset, detections, eleven_point=eleven_point)
+        metrics |= {f"{name}_mAP": result["mAP"], f"{name}_per_class": result["per_class"]}
     metrics["images_per_second"] = len(dataset.samples) / detecting
     return Evaluation(metrics, detections, coco, detecting, time.perf_counter() - start)
 

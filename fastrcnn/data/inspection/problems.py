@@ -142,9 +142,18 @@ def image_problems(dataset: Dataset, files: Mapping[Path, FileReport], max_detec
 
 
 def class_problems(dataset: Dataset) -> Iterator[Problem]:
-    """Classes that nothing can be learnt or measured of."""
-    for label in np.flatnonzero(class_counts(dataset) == 0):
-        yield Problem("classes without an object", dataset.classes[label])
+    """Classes that nothing can be learnt or measured of, and those that may be one, written in two ways."""
+    counts = class_counts(dataset).tolist()
+    for name, count in zip(dataset.classes, counts, strict=True):
+        if count == 0:
+            yield Problem("classes without an object", name)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name, count in zip(dataset.classes, counts, strict=True):
+        alike["".join(filter(str.isalnum, name.casefold())) or name].append(f"{name!r} ({count})")
+    for names in alike.values():
+        if len(names) > 1:
+            text = " and ".join(names) + ": data.rename makes them one"
+            yield Problem("classes whose names differ only in capitals, spaces or signs", text)
 
 
 def split_problems(train: Dataset, val: Dataset, files: Mapping[Path, FileReport]) -> Iterator[Problem]:

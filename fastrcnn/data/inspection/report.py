@@ -86,13 +86,15 @@ def _read(config: Config) -> tuple[dict[str, Dataset], dict[str, list[Problem]]]
         # As in training: the training data say what a label means.
         classes = datasets["training"].classes if "training" in datasets else config.data.classes
         problems[name] = []
+        entries: list[str] = []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                datasets[name] = read_annotations(section, classes, config.data.rename)
+                datasets[name] = read_annotations(section, classes, config.data.rename, entries)
             except (ValueError, OSError) as error:
                 errors.append(error)
                 problems[name].append(Problem("data that cannot be read", str(error)))
+        problems[name] += [Problem("entries that cannot be read (training refuses them)", text) for text in entries]
         problems[name] += [Problem("warnings on reading", str(warning.message)) for warning in caught]
     if not datasets:
         raise errors[0]
