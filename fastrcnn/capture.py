@@ -49,7 +49,7 @@ class CapturedDetector(Detector):
     def _infer(
         self, batch: Tensor, size: tuple[int, int], factors: tuple[float, float], score_threshold: float
     ) -> Detections:
-        sizes, scales = (torch.tensor([pair], dtype=torch.float32) for pair in (size, factors))
+        sizes, scales = (torch.tensor([pair], dtype=torch.float32, device="cpu") for pair in (size, factors))
         # All graphs on one stream: they share the pool, so one must have ended before the next begins.
         with self._turn, torch.cuda.device(self.device):
             callers = torch.cuda.current_stream()

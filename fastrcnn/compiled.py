@@ -37,7 +37,7 @@ class CompiledDetector(Detector):
     def _infer(
         self, batch: Tensor, size: tuple[int, int], factors: tuple[float, float], score_threshold: float
     ) -> Detections:
-        pairs = (torch.tensor([pair], dtype=torch.float32) for pair in (size, factors))
+        pairs = (torch.tensor([pair], dtype=torch.float32, device="cpu") for pair in (size, factors))
         sizes, scales = (pair.to(batch.device, non_blocking=True) for pair in pairs)
         threshold = None if score_threshold >= self.model.score_threshold else 0.0
         with self._turn:

@@ -239,4 +239,5 @@ def _sizes(features: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 def _tensor(pairs: Sequence[tuple[float, float]] | Tensor, like: Tensor) -> Tensor:
     """On the device of `like`, without waiting for it."""
-    return torch.as_tensor(pairs, dtype=torch.float32).to(like.device, non_blocking=True)
+    values = pairs if isinstance(pairs, Tensor) else torch.tensor(pairs, dtype=torch.float32, device="cpu")
+    return values.to(like.device, torch.float32, non_blocking=True)
