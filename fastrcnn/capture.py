@@ -47,18 +47,18 @@ class CapturedDetector(Detector):
         return CapturedDetector, (self.model, self.config, self.classes)
 
     def _infer(
-        self, model: FasterRCNN, batch: Tensor, size: tuple[int, int], factors: tuple[float, float]
+        self, batch: Tensor, size: tuple[int, int], factors: tuple[float, float], score_threshold: float
     ) -> Detections:
-        sizes, scales = (torch.tensor([pair], dtype=torch.float32) for pair in (size, factors))
+        sizes, scales = (torch.tensor([pair], dtype=torch.float32, device="cpu") for pair in (size, factors))
         # All graphs on one stream: they share the pool, so one must have ended before the next begins.
         with self._turn, torch.cuda.device(self.device):
             callers = torch.cuda.current_stream()
             self._stream.wait_stream(callers)
             with torch.cuda.stream(self._stream):
-                key = (batch.shape, model.score_threshold)
+                key = (batch.shape, score_threshold)
                 if key not in self._graphs:
                     inputs = (batch.clone(), sizes.to(batch.device), scales.to(batch.device))
-                    self._graphs[key] = _Graph(model, inputs, self._stream, self._pool)
+                    self._graphs[key] = _Graph(self.model, inputs, score_threshold, self._stream, self._pool)
                 found = self._graphs[key].replay(batch, sizes, scales)
             callers.wait_stream(self._stream)
         batch.record_stream(self._stream)
@@ -70,14 +70,21 @@ class CapturedDetector(Detector):
 class _Graph:
     """The recorded kernels of model.detect_padded for inputs of one shape."""
 
-    def __init__(self, model: FasterRCNN, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream, pool: Any) -> None:
+    def __init__(
+        self,
+        model: FasterRCNN,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        threshold: float,
+        stream: torch.cuda.Stream,
+        pool: Any,
+    ) -> None:
         self._inputs = inputs
         for _ in range(_WARM_UP):
-            model.detect_padded(*inputs)
+            model.detect_padded(*inputs, threshold)
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do meanwhile, such as allocating memory, must not stop the recording
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._outputs = model.detect_padded(*inputs)
+            self._outputs = model.detect_padded(*inputs, threshold)
 
     def replay(self, *inputs: Tensor) -> PaddedDetections:
         """Copies of the outputs, because the next replay of any graph of the pool may write over them."""

@@ -11,7 +11,6 @@
 | model      |                                     | Detections in pixels of the original picture   |
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -72,6 +71,17 @@ class Detector:
         from fastrcnn.capture import CapturedDetector  # which is a Detector
 
         return CapturedDetector(self.model, self.config, self.classes)
+
+    def compiled(self) -> "Detector":
+        """A new Detector with the same results that runs the model through torch.compile, also after optimized().
+
+        PyTorch joins the steps between convolutions into kernels of its own. The first picture of each padded shape
+        can take a minute: its graph is compiled, with g++ on the CPU and Triton on a GPU. Results differ by rounding.
+        Both detectors use the same weights.
+        """
+        from fastrcnn.compiled import CompiledDetector  # which is a Detector
+
+        return CompiledDetector(self.model, self.config, self.classes)
 
     def optimized(self, dtype: torch.dtype | None = None) -> "Detector":
         """A new detector for inference: the same results, sooner, in less memory.
@@ -148,17 +158,11 @@ class Detector:
         """
         # Whatever the caller has switched on: autocast would change the results.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            found = self._infer(self._with_threshold(score_threshold), batch, size, factors)
+            found = self._infer(batch, size, factors, score_threshold)
         # Tensors of inference mode cannot be changed in place or enter autograd outside it; their clones can.
         with torch.inference_mode(False):
             boxes, scores, labels = (value.cpu().clone() for value in (found.boxes, found.scores, found.labels))
         return Detections(boxes, scores, labels, [self.classes[label] for label in labels.tolist()])
-
-    def _with_threshold(self, score_threshold: float) -> FasterRCNN:
-        """The model, with the same weights, at another threshold: a view, so that threads do not disturb each other."""
-        view = copy.copy(self.model)
-        view.score_threshold = score_threshold
-        return view
 
     def _detect_each(self, images: Iterable[Image], score_threshold: float) -> Iterator[Detections]:
         for number, image in enumerate(images):
@@ -177,10 +181,10 @@ class Detector:
         return self.detect_prepared(batch, (height, width), factors, score_threshold)
 
     def _infer(
-        self, model: FasterRCNN, batch: torch.Tensor, size: tuple[int, int], factors: tuple[float, float]
+        self, batch: torch.Tensor, size: tuple[int, int], factors: tuple[float, float], score_threshold: float
     ) -> Detections:
-        """The model on a batch of one image; CapturedDetector replays a graph instead."""
-        return model(batch, [size], [factors])[0]
+        """The model on a batch of one image; CompiledDetector and CapturedDetector run it in other ways."""
+        return self.model(batch, [size], [factors], score_threshold)[0]
 
 
 def load(

@@ -3,21 +3,24 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_resume import TIMES, assert_same
+from test_resume import TIMES, assert_same, content_of
 from tiny_training import tiny_config, write_pictures
 from train_tiny import run
 from two_processes import CHECKS
 
 from fastrcnn.config import Config
+from fastrcnn.data.loader import epoch_batches, training_dataset
 from fastrcnn.data.read import read_dataset
 from fastrcnn.detector import load
 from fastrcnn.distributed import all_gather, all_gather_objects, from_main, is_main, process_group, rank, world_size
@@ -137,19 +140,63 @@ def together(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_killed_process_is_restarted_and_nothing_is_lost(pictures: Path, tmp_path: Path) -> None:
-    """Process 1 dies within the second epoch; torchrun ends the other and starts both again."""
+def test_killed_processes_are_restarted_and_nothing_is_lost(pictures: Path, tmp_path: Path) -> None:
+    """Process 1 dies within the second epoch, then the main one in the last evaluation; torchrun starts both again."""
     overrides = ["train.batch_size=1", "train.checkpoint_minutes=0"]
-    settings = {"output": str(tmp_path / "killed"), "overrides": overrides, "resume": True, "kill": 4}
+    accidents = {"kill": 4, "kill_in_evaluation": True}
+    settings = {"output": str(tmp_path / "killed"), "overrides": overrides, "resume": True, **accidents}
     process = torchrun(
-        str(TESTS / "train_tiny.py"), str(pictures), json.dumps([settings]), options=("--max-restarts=1",)
+        str(TESTS / "train_tiny.py"), str(pictures), json.dumps([settings]), options=("--max-restarts=2",)
     )
     printed = output_of(process)
     assert process.returncode == 0, printed
     assert "starting from the beginning" in printed
     assert "last.pth: 1 of 2 epochs and 2 batches of the next are done" in printed
+    assert "last.pth: 2 of 2 epochs and 0 batches of the next are done" in printed
     run(pictures, {"output": str(tmp_path / "alone"), "overrides": [*overrides, "train.accumulation=2"]})
     assert_same_weights(tmp_path / "killed", tmp_path / "alone")
+    for name in ("log.csv", "log.jsonl", "metrics.json"):
+        assert_same(*(content_of(tmp_path / folder / name) for folder in ("killed", "alone")), name)
+
+
+def test_sigterm_to_one_process_stops_both(pictures: Path, tmp_path: Path) -> None:
+    """As a queue's, or an administrator's. The checkpoint is of the end of that step, in both."""
+    settings = {"output": str(tmp_path), "overrides": ["train.batch_size=1"], "stop": 1}
+    process = torchrun(str(TESTS / "train_tiny.py"), str(pictures), json.dumps([settings]))
+    printed = output_of(process)
+    assert process.returncode != 0 and "exitcode  : 143" in printed  # 128 + SIGTERM
+    assert printed.count("Stopped by SIGTERM after step 2; everything is in") == 1, printed
+    assert (last(tmp_path)["step"], last(tmp_path)["schedule"]["epoch_batches"]) == (2, 4)
+
+
+def test_an_error_in_a_loader_of_one_process_ends_all(pictures: Path, tmp_path: Path) -> None:
+    """A picture that cannot be read, in a worker of process 1: its name is told, and no process stays behind."""
+    broken = tmp_path / "pictures"
+    shutil.copytree(pictures, broken)
+    overrides = ["train.batch_size=1", "train.workers=2"]
+    config = tiny_config(broken, tmp_path / "out", *overrides)
+    dataset = training_dataset(read_dataset(config.data.train))
+    _, index = epoch_batches(dataset, config, epoch=0)[3][0]  # of process 1's second step
+    dataset.samples[index].path.write_bytes(b"no picture")
+    settings = {"output": str(tmp_path / "out"), "overrides": overrides}
+    process = torchrun(str(TESTS / "train_tiny.py"), str(broken), json.dumps([settings]))
+    printed = output_of(process)
+    assert process.returncode != 0
+    assert dataset.samples[index].path.name in printed and not (tmp_path / "out" / "last.pth").exists()
+    deadline = time.monotonic() + TIMEOUT
+    while processes_with(str(broken)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # workers look every few seconds whether the process that they work for is there
+    assert not processes_with(str(broken))
+
+
+def processes_with(argument: str) -> list[str]:
+    """The processes that have an argument which contains this."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if argument.encode() in file.read_bytes():
+                found.append(file.parent.name)
+    return found
 
 
 def test_sigterm_to_torchrun_and_resuming_with_another_number_of_processes(pictures: Path, tmp_path: Path) -> None:

@@ -224,17 +224,6 @@ def test_maps_of_the_backbone_are_freed() -> None:
     assert maps == []
 
 
-def test_no_graph_break() -> None:
-    model, batch = build("r18"), images(*SIZES)
-    optimized = OptimizedFasterRCNN(model, torch.float32)
-    sizes, factors = torch.tensor(SIZES, dtype=torch.float32), torch.tensor(FACTORS)
-    expected = optimized.detect_padded(batch, sizes, factors)
-    with torch.no_grad():
-        compiled = torch.compile(optimized.detect_padded, fullgraph=True, backend="aot_eager")
-        for ours, theirs in zip(compiled(batch, sizes, factors), expected, strict=True):
-            assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
-
-
 # --- detector ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The files of a run: never half there, kept by number, refused if they are something else; and random states."""
 
+import json
 import os
 import random
 import resource
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn.atomic import atomic_copy, atomic_write
+from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
 from fastrcnn.config import Config, OptimizerConfig
 from fastrcnn.training.checkpoint import (
     TrainingState,
@@ -26,6 +27,7 @@ from fastrcnn.training.checkpoint import (
     seed_everything,
     set_random_state,
 )
+from fastrcnn.training.log import COLUMNS, HEADER, LOSSES, RunLog, read_metrics
 from fastrcnn.training.schedule import build_optimizer
 
 
@@ -88,6 +90,9 @@ def test_atomic_copy_survives_its_source(tmp_path: Path, monkeypatch: pytest.Mon
         with atomic_write(tmp_path / "source") as temporary:
             temporary.write_text("newer")
         assert (tmp_path / name).read_text() == name
+        for _ in range(2):  # the second time, the target is the source already
+            atomic_copy(tmp_path / "source", tmp_path / name)
+        assert (tmp_path / name).read_text() == "newer" and not list(tmp_path.glob(TEMPORARY))
         monkeypatch.setattr(os, "link", no_links)
 
 
@@ -135,3 +140,73 @@ def test_changed_settings() -> None:
     changes = changed_settings(before, config)
     assert "optimizer.lr: 0.02 -> 0.01" in changes
     assert not any("momentum" in change for change in changes)
+
+
+# --- the log and the metrics of a run that is continued ---------------------------------------------------------------
+
+
+def continued(folder: Path, step: int) -> tuple[str, str]:
+    """What log.csv and log.jsonl hold after a run was resumed at `step` and has written the row of the step after."""
+    log = RunLog(folder, 1, step, 9, torch.device("cpu"), {})
+    log.add(step + 1, 1, 0.1, dict.fromkeys(LOSSES, 0.5), torch.tensor(1.0), images=2, epoch_ends=True)
+    log.close()
+    return (folder / "log.csv").read_text(), (folder / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("size", [0, 1, len(HEADER) - 1, len(HEADER), len(HEADER) + 1, -1])
+def test_a_log_that_was_cut_has_its_header_and_whole_rows(size: int, tmp_path: Path) -> None:
+    """By a kill or a full disk, at any byte: also within the first line, and before it."""
+    for step in range(2):
+        table, lines = continued(tmp_path, step)
+    (tmp_path / "log.csv").write_text(table[:size])
+    (tmp_path / "log.jsonl").write_text(lines[:size])
+    table, lines = continued(tmp_path, 1)
+    rows = [line.split(",") for line in table.splitlines()]
+    assert rows[0] == list(COLUMNS) and all(len(row) == len(COLUMNS) for row in rows)
+    expected = [1, 2] if size == -1 else [2]  # the last row was cut, and is redone
+    assert [int(row[0]) for row in rows[1:]] == expected
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == expected
+
+
+def test_rows_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
+    """A machine that loses its power may leave zeros, or half of a letter, in a file."""
+    continued(tmp_path, 0)
+    for name in ("log.csv", "log.jsonl"):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b"\0\0\0\n\xc3\n\n")
+    table, lines = continued(tmp_path, 1)
+    assert [line.split(",")[0] for line in table.splitlines()] == ["step", "1", "2"]
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2]
+
+
+def test_a_log_with_other_columns_is_not_mixed_with_ours(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n")
+    with pytest.raises(
+        ValueError, match=r"log\.csv has the columns step,loss, but this .* writes step,epoch,lr,.*Move"
+    ):
+        continued(tmp_path, 1)
+    assert (tmp_path / "log.csv").read_text() == "step,loss\n1,0.5\n"
+
+
+def test_a_full_disk_while_logging_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """capsys keeps what is printed in memory: the limit is for pytest's files, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    (tmp_path / "log.csv").write_text(HEADER)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(HEADER) + 5, hard))
+    try:
+        with pytest.raises(OSError, match=r"log\.csv"):
+            continued(tmp_path, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len((tmp_path / "log.csv").read_text()) == len(HEADER) + 5  # a part of the row
+    table, _ = continued(tmp_path, 0)
+    assert [line.split(",")[0] for line in table.splitlines()] == ["step", "1"]
+
+
+@pytest.mark.parametrize("content", ["", '[{"step": 1', '{"step": 1}', "[1]", '[{"epoch": 1}]'])
+def test_metrics_that_cannot_be_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json does not hold the evaluations of a run.*Delete it"):
+        read_metrics(tmp_path / "metrics.json", 3)

@@ -340,23 +340,6 @@ def test_no_loader_of_training_works_on_during_evaluation(
     assert alive == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("optimizer.kind=adam", r"optimizer\.kind must be one of sgd, adamw, got 'adam'"),
-        ("schedule.decay=poly", r"schedule\.decay must be one of steps, cosine, got 'poly'"),
-        ("train.precision=half", r"train\.precision must be one of float32, bfloat16, float16, got 'half'"),
-        ("train.ema_decay=1.0", r"train\.ema_decay must be between 0 and 1.*got 1\.0"),
-        ("train.loss_scale=512", r"train\.loss_scale .* belongs to train\.precision=float16, got 512\.0 with float32"),
-        ("train.accumulation=0", r"train\.accumulation must be at least 1, got 0"),
-        ("optimizer.base_batch_size=0", r"optimizer\.base_batch_size must be at least 1, got 0"),
-    ],
-)
-def test_settings_out_of_range(override: str, message: str, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        train(tiny_config(pictures, tmp_path, override))
-
-
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     pictures: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

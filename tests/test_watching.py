@@ -140,11 +140,6 @@ def test_the_chosen_images_are_spread_over_the_dataset(grey: Dataset) -> None:
     assert chosen_samples(grey, 0) == []
 
 
-def test_a_negative_number_of_predictions(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.predictions must be at least 0, got -1"):
-        train(tiny_config(pictures, tmp_path, "train.predictions=-1"))
-
-
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 

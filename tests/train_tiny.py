@@ -4,6 +4,8 @@ RUNS is a JSON list of runs:
     output, overrides   of the config
     resume              default false
     kill                in this step process 1 dies, as by kill -9, unless torchrun has started it again
+    kill_in_evaluation  the main process dies so in its first evaluation after torchrun has started it again
+    stop                in this step process 1, alone, gets SIGTERM
     without_objects     the batches of odd numbers, which are process 1's, have no objects
     slow                seconds that every step takes longer
 """
@@ -23,20 +25,30 @@ import torch
 from tiny_training import small_resnet, tiny_config
 
 from fastrcnn.distributed import process_group
+from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.training import train as loop
+from fastrcnn.training import validation
 from fastrcnn.training.steps import Step
 
 
 def run(pictures: Path, settings: dict[str, Any]) -> dict:
     """One training; returns its metrics. In a process of its own (without torchrun) nothing is killed."""
-    learning_rate, steps = loop.learning_rate, loop.steps
+    learning_rate, steps, evaluate = loop.learning_rate, loop.steps, validation.evaluate
+    rank, starts = os.environ.get("RANK"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
 
     def rate(step: int, *rest: Any) -> float:
-        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT") != "0"
-        if step == settings.get("kill") and os.environ.get("RANK") == "1" and not restarted:
+        if step == settings.get("kill") and (rank, starts) == ("1", "0"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == settings.get("stop") and rank == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(settings.get("slow", 0))
         return learning_rate(step, *rest)
+
+    def evaluate_or_die(*arguments: Any) -> Evaluation:
+        evaluation = evaluate(*arguments)
+        if settings.get("kill_in_evaluation") and (rank, starts) == ("0", "1"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluation
 
     def without_objects(*arguments: Any) -> Iterator[Step]:
         empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
@@ -46,6 +58,7 @@ def run(pictures: Path, settings: dict[str, Any]) -> dict:
 
     with small_resnet(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "learning_rate", rate)
+        patch.setattr(validation, "evaluate", evaluate_or_die)
         if settings.get("without_objects"):
             patch.setattr(loop, "steps", without_objects)
         config = tiny_config(pictures, Path(settings["output"]), *settings.get("overrides", []))

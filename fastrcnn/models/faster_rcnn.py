@@ -86,6 +86,7 @@ class FasterRCNN(nn.Module):
         images: Tensor,
         image_sizes: Sequence[tuple[int, int]],
         scale_factors: Sequence[tuple[float, float]],
+        score_threshold: float | None = None,
     ) -> list[Detections]:
         """Detects the objects in a batch of images. Call eval() first: in training mode the RPN keeps other proposals.
 
@@ -94,6 +95,7 @@ class FasterRCNN(nn.Module):
                 published models were trained with multiples of 32.
             image_sizes: the true (height, width) of each image before padding.
             scale_factors: (width factor, height factor) of each image, resized / original.
+            score_threshold: detections have scores above it; None: the model's own.
         Returns:
             One Detections per image, on the device of the images; without objects its tensors have length 0.
         Raises:
@@ -103,16 +105,19 @@ class FasterRCNN(nn.Module):
         check_sizes(images, image_sizes)
         check_factors(images, scale_factors)
         sizes, factors = _tensor(image_sizes, images), _tensor(scale_factors, images)
-        return self.detect_padded(images, sizes, factors).per_image()
+        return self.detect_padded(images, sizes, factors, score_threshold).per_image()
 
     @torch.no_grad()
-    def detect_padded(self, images: Tensor, sizes: Tensor, factors: Tensor) -> PaddedDetections:
+    def detect_padded(
+        self, images: Tensor, sizes: Tensor, factors: Tensor, score_threshold: float | None = None
+    ) -> PaddedDetections:
         """As forward, with outputs of fixed shape and without waiting for the device: one graph for torch.compile,
         torch.export and CUDA graphs.
 
         Args:
             sizes, factors: float32 [N, 2] on the device of the images, (height, width) and (width factor, height
                 factor).
+            score_threshold: as forward.
         Returns:
             PaddedDetections. Entries beyond an image's count mean nothing.
         """
@@ -127,7 +132,7 @@ class FasterRCNN(nn.Module):
                 rois,
                 sizes,
                 factors,
-                self.score_threshold,
+                self.score_threshold if score_threshold is None else score_threshold,
                 self.iou_threshold,
                 self.max_detections,
                 MEANS,
@@ -233,4 +238,6 @@ def _sizes(features: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 
 def _tensor(pairs: Sequence[tuple[float, float]] | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(pairs, dtype=torch.float32, device=like.device)
+    """On the device of `like`, without waiting for it."""
+    values = pairs if isinstance(pairs, Tensor) else torch.tensor(pairs, dtype=torch.float32, device="cpu")
+    return values.to(like.device, torch.float32, non_blocking=True)

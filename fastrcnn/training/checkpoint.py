@@ -152,8 +152,8 @@ def prepare_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
         FileExistsError: not `resume`, and the folder holds the checkpoints of a run, which would be overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(TEMPORARY):  # of a run that was killed while it wrote
-        unfinished.unlink()
+    for unfinished in [*folder.glob(TEMPORARY), *folder.glob(f"predictions/{TEMPORARY}")]:
+        unfinished.unlink()  # of a run that was killed while it wrote
     last = folder / "last.pth"
     if resume:
         return load_training(last) if last.is_file() else None

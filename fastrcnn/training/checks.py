@@ -1,27 +1,68 @@
 """What must hold before and while a run trains: every message names the setting and what came."""
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
+from operator import attrgetter
 
 from fastrcnn.config import Config
+from fastrcnn.data.cache import check_cache
 from fastrcnn.data.sample import Dataset
+from fastrcnn.data.transforms import check_scale, check_scales
 from fastrcnn.distributed import max_restarts, world_size
 from fastrcnn.training.precision import PRECISIONS
 from fastrcnn.training.tensorboard import check_tensorboard
 
+# Expected values -> the settings that must have them, where they are not null. Infinity and NaN are never right.
+RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            "data.train.repeat",
+            "optimizer.base_batch_size",
+            "schedule.epochs",
+            "train.batch_size",
+            "train.accumulation",
+            "train.log_every",
+            "train.eval_every",
+        ),
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        (
+            "optimizer.lr",
+            "optimizer.weight_decay",
+            "schedule.warmup_steps",
+            "train.seed",
+            "train.workers",
+            "train.predictions",
+            "train.checkpoint_minutes",
+        ),
+    ),
+    "at least 0, or -1 for all": (lambda value: value >= -1, ("train.keep_checkpoints",)),
+    "above 0": (lambda value: value > 0, ("optimizer.clip_norm", "train.loss_scale")),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, ("optimizer.momentum",)),
+    "above 0 and below 1": (lambda value: 0 < value < 1, ("train.ema_decay",)),
+    "between 0 and 1": (
+        lambda value: 0 <= value <= 1,
+        ("data.train.flip", "schedule.gamma", "schedule.warmup_ratio"),
+    ),
+}
+
 
 def check_settings(config: Config, resume: bool) -> None:
-    """Raises ValueError for a setting out of its range, by its name; ImportError for a package that it needs."""
-    counts = {
-        "schedule.epochs": config.schedule.epochs,
-        "optimizer.base_batch_size": config.optimizer.base_batch_size,
-        "train.batch_size": config.train.batch_size,
-        "train.accumulation": config.train.accumulation,
-        "train.log_every": config.train.log_every,
-        "train.eval_every": config.train.eval_every,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    """Raises ValueError for a setting out of its range, by its name; ImportError for a package that it needs.
+
+    Looks at nothing but the config: no data, no files. The model's settings are build_model's.
+    """
+    for expected, (fits, names) in RANGES.items():
+        for name in names:
+            value = attrgetter(name)(config)
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise ValueError(f"{name} must be {expected}, got {value}")
+    milestones = config.schedule.milestones
+    if any(later <= earlier for earlier, later in pairwise([0, *milestones])):
+        raise ValueError(f"schedule.milestones must be at least 1, each larger than the one before, got {milestones}")
     choices = {
         "optimizer.kind": (config.optimizer.kind, ("sgd", "adamw")),
         "schedule.decay": (config.schedule.decay, ("steps", "cosine")),
@@ -30,16 +71,14 @@ def check_settings(config: Config, resume: bool) -> None:
     for name, (chosen, known) in choices.items():
         if chosen not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
-    decay, scale = config.train.ema_decay, config.train.loss_scale
-    if decay is not None and not 0 < decay < 1:
-        raise ValueError(f"train.ema_decay must be between 0 and 1, or null for no average, got {decay}")
-    if scale is not None and not (scale > 0 and config.train.precision == "float16"):
+    if config.train.loss_scale is not None and config.train.precision != "float16":
         raise ValueError(
-            f"train.loss_scale must be positive and belongs to train.precision=float16, got {scale} with "
+            f"train.loss_scale belongs to train.precision=float16, got {config.train.loss_scale} with "
             f"{config.train.precision}"
         )
-    if config.train.predictions < 0:
-        raise ValueError(f"train.predictions must be at least 0, got {config.train.predictions}")
+    check_scales(config.data.train)
+    check_scale(config.data.test.scale, "data.test.scale")
+    check_cache(config.data)
     if config.train.tensorboard:
         check_tensorboard()
     if max_restarts() > 0 and not resume:

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastrcnn.atomic import atomic_write
-from fastrcnn.distributed import is_main
+from fastrcnn.distributed import from_main, is_main
 from fastrcnn.training.tensorboard import TensorBoard
 
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
 COLUMNS = ("step", "epoch", "lr", *LOSSES, "loss", "grad_norm", "images_per_second", "data_wait", "memory_mb")
+HEADER = ",".join(COLUMNS) + "\n"
 Item = TypeVar("Item")
 
 
@@ -47,6 +49,8 @@ class RunLog:
         step, total_steps: where the run starts and ends.
         unlogged: sums since the last row, updated in place; not empty if the run continues from within a row.
         board: takes the rows, too, if there is one.
+    Raises:
+        ValueError: log.csv has other columns, as that of another version. OSError: the files cannot be written.
     """
 
     def __init__(
@@ -65,9 +69,8 @@ class RunLog:
         self._unlogged = unlogged
         self._board = board
         self._csv, self._jsonl = folder / "log.csv", folder / "log.jsonl"
-        if is_main():
-            _drop_rows_beyond(self._csv, step, lambda line: line.split(",", 1)[0])
-            _drop_rows_beyond(self._jsonl, step, lambda line: json.loads(line)["step"])
+        from_main(lambda: _drop_rows_beyond(self._csv, step, lambda line: int(line.split(",", 1)[0]), HEADER))
+        from_main(lambda: _drop_rows_beyond(self._jsonl, step, lambda line: json.loads(line)["step"]))
         disable = None if is_main() else True  # None: where standard error is no terminal
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
         self.restart_clock()
@@ -144,7 +147,10 @@ class RunLog:
             f"for data  {row['memory_mb']} MB  {left} left"
         )
         if is_main():
-            _append(self._csv, self._jsonl, row)
+            # JSON knows no infinity
+            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            _append(self._csv, ",".join(str(row[name]) for name in COLUMNS), HEADER)
+            _append(self._jsonl, json.dumps(finite))
         if self._board is not None:
             self._board.row(row)
         self._unlogged.clear()
@@ -160,38 +166,48 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in row.items()} for row in rows if all(row.get(column) for column in COLUMNS)]
 
 
-def _append(table: Path, lines: Path, row: dict[str, float]) -> None:
-    new = not table.exists()
-    with open(table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON knows no infinity
-    with open(lines, "a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+def _append(path: Path, line: str, header: str = "") -> None:
+    """Adds a line to the file, and the header before the first one."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(("" if file.tell() else header) + line + "\n")
+    except OSError as error:  # a failed write does not say of what
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _rounded(value: float, digits: int = 6) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _drop_rows_beyond(path: Path, step: int, step_of: Callable[[str], str]) -> None:
-    """Keeps the rows up to `step`, without a last one that a kill cut short, and the header if there is one."""
+def _drop_rows_beyond(path: Path, step: int, step_of: Callable[[str], int], header: str = "") -> None:
+    """Keeps the header and the rows up to `step`, without what a kill or a full disk cut short."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    header = lines[:1] if path.suffix == ".csv" else []
-    kept = [line for line in lines[len(header) :] if line.endswith("\n") and int(step_of(line)) <= step]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if header and lines and lines[0].endswith("\n") and lines[0] != header:
+        raise ValueError(
+            f"{path} has the columns {lines[0].strip()}, but this version of fastrcnn writes {header.strip()}. Move it "
+            "elsewhere, and the run continues with a new one"
+        )
+    kept = [header]
+    for line in lines:
+        with suppress(ValueError):  # the header, which is there, or rubbish that a crash of the machine left
+            if line.endswith("\n") and step_of(line) <= step:
+                kept.append(line)
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(header + kept), encoding="utf-8", newline="")
+        temporary.write_text("".join(kept), encoding="utf-8", newline="")
 
 
 def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     """The entries of metrics.json, one per evaluation, up to step `step`. Empty if there is no such file."""
     if not path.is_file():
         return []
-    return [entry for entry in json.loads(path.read_text(encoding="utf-8")) if entry["step"] <= step]
+    try:
+        return [entry for entry in json.loads(path.read_text(encoding="utf-8")) if entry["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold the evaluations of a run ({error!r}). Delete it to continue without them"
+        ) from error
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

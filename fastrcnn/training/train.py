@@ -101,6 +101,8 @@ def train(config: Config, resume: bool = False) -> dict:
         say(f"Resuming {last}: {state.epoch} of {epochs} epochs and {state.epoch_batches} batches of the next are done")
         for change in changed_settings(saved["config"], config):
             say(f"  changed since: {change}")
+        if state.epoch > 0 and state.epoch_batches == 0:  # perhaps killed between the names of the file
+            from_main(lambda: name_epoch(folder, state.epoch, config.train.keep_checkpoints))
     elif resume:
         say(f"There is no {last} to resume from: starting from the beginning")
     history = from_main(lambda: read_metrics(folder / "metrics.json", state.step))

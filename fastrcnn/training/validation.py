@@ -37,23 +37,17 @@ def validate(
     board: TensorBoard | None,
     history: list[dict],
 ) -> None:
-    """Evaluates, in all processes, updates `history`, and writes what write_validation says."""
+    """Evaluates, in all processes, updates `history`, and writes what the functions below say.
+
+    metrics.json comes last: its new entry says that all the rest is there. A run that is killed before evaluates again.
+    """
     evaluation = evaluate(state.evaluated, dataset, state.config, device)
     metrics = evaluation.metrics
     say(f"After epoch {state.epoch}:\n{metrics_table(metrics)}")
     is_best = all(metrics["AP"] > entry["AP"] for entry in history)
     history.append({"epoch": state.epoch, "step": state.step, **metrics})
-    from_main(lambda: write_validation(state, folder, history, is_best))
     from_main(lambda: show_predictions(state, folder, dataset, evaluation, board))
-
-
-def write_validation(state: TrainingState, folder: Path, history: list[dict], is_best: bool) -> None:
-    """Writes best.pth (a copy of last.pth), metrics.json and curves.png."""
-    if is_best:
-        atomic_copy(folder / "last.pth", folder / "best.pth")
-    write_metrics(folder / "metrics.json", history)
-    if can_draw():
-        draw_curves(folder, history)
+    from_main(lambda: write_validation(state, folder, history, is_best))
 
 
 def show_predictions(
@@ -64,3 +58,12 @@ def show_predictions(
     write_pictures(folder / "predictions", pictures, state.epoch)
     if board is not None:
         board.evaluation(state.step, evaluation.metrics, pictures)
+
+
+def write_validation(state: TrainingState, folder: Path, history: list[dict], is_best: bool) -> None:
+    """Writes best.pth (a copy of last.pth), curves.png and metrics.json."""
+    if is_best:
+        atomic_copy(folder / "last.pth", folder / "best.pth")
+    if can_draw():
+        draw_curves(folder, history)
+    write_metrics(folder / "metrics.json", history)
