@@ -18,6 +18,7 @@ import torch
 from tiny_training import tiny_config
 from train_tiny import run as train_tiny
 
+from fastrcnn.atomic import TEMPORARY, atomic_write
 from fastrcnn.config import load_config
 from fastrcnn.training import train as loop
 from fastrcnn.training import validation
@@ -178,17 +179,29 @@ def test_checkpoints_by_the_clock(
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_evaluation_that_was_stopped_is_made_up_for(
-    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    """By a signal while a file is written: an exception, so that nothing unfinished stays behind."""
+
+    def stop(path: Path, *_: object) -> None:
+        with atomic_write(path):
+            os.kill(os.getpid(), number)
+            pytest.fail("the signal is to act at once")
 
     config = tiny_config(pictures, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(validation, "evaluate", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    handler = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(validation, "write_metrics", stop)
+            with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+                train(config)
+        assert number == signal.SIGINT or caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # ours is gone
+    finally:
+        signal.signal(number, handler)
+    assert not list(tmp_path.glob(TEMPORARY))
     train(config, resume=True)
     assert_same_run(tmp_path, undisturbed)
 
