@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,18 @@ def test_a_run_is_not_overwritten(pictures: Path, undisturbed: Path) -> None:
         train(tiny_config(pictures, undisturbed))
     for part in (str(undisturbed), "last.pth", "--resume", "output_dir="):
         assert part in str(caught.value)
+
+
+def test_resuming_from_one_of_its_checkpoints(pictures: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without last.pth the others are not overwritten; one that is copied to it is where the run goes on."""
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last.pth").unlink()
+    with pytest.raises(FileExistsError, match=r"best\.pth, epoch_1\.pth, epoch_2\.pth, .* no last\.pth .*Copy one"):
+        train(tiny_config(pictures, tmp_path), resume=True)
+    (tmp_path / "epoch_2.pth").unlink()
+    shutil.copyfile(tmp_path / "epoch_1.pth", tmp_path / "last.pth")
+    train(tiny_config(pictures, tmp_path), resume=True)
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_resuming_with_another_model_or_other_classes(pictures: Path, undisturbed: Path) -> None:
