@@ -1,6 +1,5 @@
 """Training and evaluation by two processes, started by torchrun on the CPU (gloo)."""
 
-import csv
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import TIMES, assert_same, content_of
+from test_resume import assert_same, content_of
 from tiny_training import tiny_config, write_pictures
 from train_tiny import run
 from two_processes import CHECKS
@@ -106,36 +105,38 @@ def test_a_process_alone_is_a_group_of_one() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("without_objects", [False, True])
-def test_two_processes_are_one_with_twice_the_accumulation(
-    without_objects: bool, pictures: Path, together: Path, tmp_path: Path
-) -> None:
-    """Three batches an epoch: the last step has one, and process 1 none. Clipping sees the gradient of all."""
-    settings = {"output": str(tmp_path), "without_objects": without_objects}
-    run(pictures, settings | {"overrides": [*OVERRIDES, "train.accumulation=2"]})
-    both = together / ("without_objects" if without_objects else "with_objects")
-    assert_same_weights(both, tmp_path)
-    assert last(both)["step"] == 4
-    logs = []
-    for folder in (both, tmp_path):
-        with open(folder / "log.csv", newline="") as file:
-            logs.append([{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)])
-    assert logs[0] == logs[1] and len(logs[0]) == 4
-
-
 OVERRIDES = ["train.log_every=1", "optimizer.clip_norm=0.5", "train.ema_decay=0.5"]
+RUNS: dict[str, dict[str, Any]] = {  # of three batches an epoch: the last step has one, and process 1 none
+    "with objects": {"overrides": OVERRIDES},
+    "process 1 without objects": {"overrides": OVERRIDES, "without_objects": True},
+    "process 1 without batches": {"overrides": [*OVERRIDES, "train.batch_size=6", "train.workers=1"]},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one_with_twice_the_accumulation(
+    name: str, pictures: Path, together: Path, tmp_path: Path
+) -> None:
+    """Clipping sees the gradient of all."""
+    settings = RUNS[name] | {"output": str(tmp_path)}
+    run(pictures, settings | {"overrides": [*settings["overrides"], "train.accumulation=2"]})
+    assert_same_weights(together / name, tmp_path)
+    assert last(together / name)["step"] == (2 if name == "process 1 without batches" else 4)
+    for file in ("log.csv", "log.jsonl"):
+        assert_same(*(content_of(folder / file) for folder in (together / name, tmp_path)), file)
+    if name == "process 1 without batches":  # batch norm's statistics, too, are of process 0's batches alone
+        assert_same(last(together / name)["model"], last(tmp_path)["model"])
 
 
 @pytest.fixture(scope="module")
 def together(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of two processes: the pictures as they are, and process 1 never seeing an object."""
+    """The runs of two processes."""
     folder = tmp_path_factory.mktemp("together")
-    runs = [{"output": str(folder / name), "overrides": OVERRIDES} for name in ("with_objects", "without_objects")]
-    runs[1]["without_objects"] = True
+    runs = [settings | {"output": str(folder / name)} for name, settings in RUNS.items()]
     process = torchrun(str(TESTS / "train_tiny.py"), str(pictures), json.dumps(runs))
     printed = output_of(process)
     assert process.returncode == 0, printed
-    assert printed.count("epoch 1  step 1/4") == 2  # once for each run: the main process alone speaks
+    assert printed.count("epoch 1  step 1/4") == 2  # once for each such run: the main process alone speaks
     assert "2 images x 1 batches x 2 processes" in printed
     return folder
 
@@ -155,8 +156,9 @@ def test_killed_processes_are_restarted_and_nothing_is_lost(pictures: Path, tmp_
     assert "last.pth: 2 of 2 epochs and 0 batches of the next are done" in printed
     run(pictures, {"output": str(tmp_path / "alone"), "overrides": [*overrides, "train.accumulation=2"]})
     assert_same_weights(tmp_path / "killed", tmp_path / "alone")
-    for name in ("log.csv", "log.jsonl", "metrics.json"):
+    for name in ("log.csv", "log.jsonl"):
         assert_same(*(content_of(tmp_path / folder / name) for folder in ("killed", "alone")), name)
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "killed" / "metrics.json").read_text())] == [1, 2]
 
 
 def test_sigterm_to_one_process_stops_both(pictures: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from tiny_training import tiny_config
 from train_tiny import run as train_tiny
 
+from fastrcnn.atomic import TEMPORARY, atomic_write
 from fastrcnn.config import load_config
 from fastrcnn.training import train as loop
 from fastrcnn.training import validation
@@ -178,17 +180,29 @@ def test_checkpoints_by_the_clock(
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_evaluation_that_was_stopped_is_made_up_for(
-    pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, pictures: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    """By a signal while a file is written: an exception, so that nothing unfinished stays behind."""
+
+    def stop(path: Path, *_: object) -> None:
+        with atomic_write(path):
+            os.kill(os.getpid(), number)
+            pytest.fail("the signal is to act at once")
 
     config = tiny_config(pictures, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(validation, "evaluate", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    handler = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(validation, "write_metrics", stop)
+            with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+                train(config)
+        assert number == signal.SIGINT or caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # ours is gone
+    finally:
+        signal.signal(number, handler)
+    assert not list(tmp_path.glob(TEMPORARY))
     train(config, resume=True)
     assert_same_run(tmp_path, undisturbed)
 
@@ -222,6 +236,18 @@ def test_a_run_is_not_overwritten(pictures: Path, undisturbed: Path) -> None:
         train(tiny_config(pictures, undisturbed))
     for part in (str(undisturbed), "last.pth", "--resume", "output_dir="):
         assert part in str(caught.value)
+
+
+def test_resuming_from_one_of_its_checkpoints(pictures: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without last.pth the others are not overwritten; one that is copied to it is where the run goes on."""
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last.pth").unlink()
+    with pytest.raises(FileExistsError, match=r"best\.pth, epoch_1\.pth, epoch_2\.pth, .* no last\.pth .*Copy one"):
+        train(tiny_config(pictures, tmp_path), resume=True)
+    (tmp_path / "epoch_2.pth").unlink()
+    shutil.copyfile(tmp_path / "epoch_1.pth", tmp_path / "last.pth")
+    train(tiny_config(pictures, tmp_path), resume=True)
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_resuming_with_another_model_or_other_classes(pictures: Path, undisturbed: Path) -> None:

@@ -231,8 +231,8 @@ def test_averaged_weights_are_saved_and_evaluated(
     after_step: list[dict[str, torch.Tensor]] = []
     original = loop.average_running_statistics
 
-    def note(model: nn.Module) -> None:
-        original(model)
+    def note(model: nn.Module, batches: int) -> None:
+        original(model, batches)
         after_step.append({name: value.clone() for name, value in model.state_dict().items()})
 
     evaluated: list[dict[str, torch.Tensor]] = []

@@ -120,11 +120,17 @@ def check_running_statistics_are_averaged(folder: Path) -> None:
     for norm in (model[0], model[1], model[2]):
         norm.running_mean.fill_(rank() + 1.0)
         norm.running_var.copy_(torch.arange(len(norm.running_var)) * (rank() + 1.0))
-    average_running_statistics(model)
+    average_running_statistics(model, batches=2)
     for norm in (model[0], model[2]):
         assert_close(norm.running_mean, torch.full_like(norm.running_mean, 1.5))
         assert_close(norm.running_var, torch.arange(len(norm.running_var)) * 1.5)
     assert model[1].running_mean[0] == rank() + 1.0  # it does not count, and is not trained
+    model[0].running_mean.fill_(rank() + 1.0)
+    average_running_statistics(model, batches=rank())  # process 0 had none
+    assert_close(model[0].running_mean, torch.full((2,), 2.0))
+    model[0].running_mean.fill_(rank() + 1.0)
+    average_running_statistics(model, batches=3 - 2 * rank())  # three and one
+    assert_close(model[0].running_mean, torch.full((2,), 1.25))
 
 
 def check_steps_and_their_summary(folder: Path) -> None:

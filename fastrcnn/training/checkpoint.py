@@ -149,16 +149,22 @@ def prepare_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
     Returns:
         The state of folder/last.pth if `resume` and there is one; None if the run starts from the beginning.
     Raises:
-        FileExistsError: not `resume`, and the folder holds the checkpoints of a run, which would be overwritten.
+        FileExistsError: the folder holds checkpoints that would be overwritten: not `resume`, or there is no last.pth.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in [*folder.glob(TEMPORARY), *folder.glob(f"predictions/{TEMPORARY}")]:
         unfinished.unlink()  # of a run that was killed while it wrote
     last = folder / "last.pth"
-    if resume:
-        return load_training(last) if last.is_file() else None
+    if resume and last.is_file():
+        return load_training(last)
     found = sorted(path.name for path in folder.glob("*.pth"))
-    if found:
+    ours = [name for name in found if re.fullmatch(r"best\.pth|epoch_\d+\.pth", name)]
+    if resume and ours:
+        raise FileExistsError(
+            f"{folder} holds {', '.join(ours)}, which are not overwritten, but no last.pth to continue from. Copy one "
+            "of them to last.pth, write elsewhere with output_dir=FOLDER, or delete them"
+        )
+    if found and not resume:
         raise FileExistsError(
             f"{folder} already holds a run ({', '.join(found)}), which is not overwritten. Continue it with --resume, "
             "write elsewhere with output_dir=FOLDER, or delete it"

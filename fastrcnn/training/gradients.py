@@ -103,14 +103,17 @@ def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     return groups
 
 
-def average_running_statistics(model: nn.Module) -> None:
-    """Batch norm that trains with its batch's statistics: the running ones become their mean over the processes."""
+def average_running_statistics(model: nn.Module, batches: int) -> None:
+    """Batch norm that trains with its batch's statistics: the running ones become their mean over the processes.
+
+    Each process counts by its number of `batches` in the step: those of one that had none are of the step before.
+    """
     if world_size() == 1:
         return
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
     if statistics:
-        flat = torch.cat(statistics)
+        flat = torch.cat([*statistics, statistics[0].new_ones(1)]) * batches
         dist.all_reduce(flat)
-        flat /= world_size()
-        torch._foreach_copy_(statistics, list(flat.split([value.numel() for value in statistics])))
+        *means, _ = (flat / flat[-1]).split([*(value.numel() for value in statistics), 1])
+        torch._foreach_copy_(statistics, means)

@@ -2,7 +2,43 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from fastrcnn.training.log import say
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+@contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Inside it, SIGTERM ends what is under way as Ctrl-C does: loaders end, and unfinished files are removed.
+
+    For the parts of a run that are no steps: reading the data, evaluating. Use as `with` or as a decorator. Where
+    SIGTERM has another handler, and in a thread that is not the main one, it does nothing.
+
+    Raises:
+        SystemExit: with 128 + SIGTERM, as a shell reports such an end.
+    """
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except Terminated:
+        say("Stopped by SIGTERM. To continue from the last checkpoint: the same command with --resume")
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopRequest:

@@ -29,7 +29,7 @@ from fastrcnn.training.checkpoint import (
 from fastrcnn.training.checks import check_classes, check_finite, check_settings
 from fastrcnn.training.curves import can_draw
 from fastrcnn.training.gradients import Gradients, average_running_statistics
-from fastrcnn.training.interruption import StopRequest
+from fastrcnn.training.interruption import StopRequest, sigterm_as_exception
 from fastrcnn.training.log import RunLog, read_metrics, say
 from fastrcnn.training.precision import autocast, build_scaler
 from fastrcnn.training.schedule import (
@@ -46,6 +46,7 @@ from fastrcnn.training.weights import initial_weights
 
 
 @process_group()
+@sigterm_as_exception()
 def train(config: Config, resume: bool = False) -> dict:
     """Trains the detector that `config` describes, on the GPU if there is one; under torchrun, on one per process.
 
@@ -61,16 +62,16 @@ def train(config: Config, resume: bool = False) -> dict:
 
     Args:
         config: the experiment.
-        resume: continue from output_dir/last.pth; without such a file, start from the beginning.
+        resume: continue from output_dir/last.pth; without any checkpoint there, start from the beginning.
     Returns:
         The metrics of the last evaluation, as Evaluation.metrics of fastrcnn.evaluation.evaluate.
     Raises:
-        FileExistsError: output_dir holds a run, and not `resume`. ValueError: the data and the model do not fit, or
+        FileExistsError: output_dir holds a run, and not `resume`, or no last.pth. ValueError: the data and the model do not fit, or
         last.pth does not fit the config. FloatingPointError: a loss that is not finite. FileNotFoundError,
         ConnectionError: data or initial weights are missing. OSError: the disk is full; last.pth is as it was.
-        SystemExit: stopped by a signal; last.pth was written.
+        SystemExit: stopped by a signal; within an epoch last.pth was written. KeyboardInterrupt: SIGINT elsewhere.
     """
-    check_settings(config, resume)
+    from_main(lambda: check_settings(config, resume))
     folder = Path(config.output_dir)
     last = folder / "last.pth"
     saved = from_main(lambda: prepare_folder(folder, resume))
@@ -158,7 +159,7 @@ def train(config: Config, resume: bool = False) -> dict:
                 grad_norm = clip_gradients(model, config.optimizer.clip_norm)
                 state.scaler.step(state.optimizer)
                 state.scaler.update(config.train.loss_scale)
-                average_running_statistics(model)
+                average_running_statistics(model, len(step.batches))
                 if state.average is not None:
                     state.average.update_parameters(model)
 
