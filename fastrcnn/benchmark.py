@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fastrcnn import __version__
 from fastrcnn.config import Config, load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.data.scenes import draw_scene
 from fastrcnn.detector import Detector, load
 from fastrcnn.info import cpu_name
@@ -245,10 +245,9 @@ class Ours:
 
     @torch.inference_mode()
     def count_proposals(self, pixels: np.ndarray) -> int:
-        config, model = self.detector.config.data, self.detector.model
-        resized, _ = resize(pixels, config.test.scale)
-        batch = prepare(resized, config.image, self.device, self.detector.dtype)
-        return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
+        model = self.detector.model
+        batch, size, _ = prepare_picture(pixels, self.detector.config.data, self.device, self.detector.dtype)
+        return int(model.propose(model.features(batch), [size]).count)
 
 
 def make_subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastrcnn.config import load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.detector import Detector, load
 
 SETTINGS = [
@@ -61,9 +61,8 @@ class Padded(nn.Module):
 
 
 def inputs(detector: Detector, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    resized, factors = resize(picture, detector.config.data.test.scale)
-    batch = prepare(resized, detector.config.data.image, detector.device, detector.dtype)
-    return batch, torch.tensor([resized.shape[:2]]).float(), torch.tensor([factors])
+    batch, size, factors = prepare_picture(picture, detector.config.data, detector.device, detector.dtype)
+    return batch, torch.tensor([size]).float(), torch.tensor([factors])
 
 
 def test_shapes_depend_on_the_shape_of_the_picture_alone(pictures):
