@@ -111,6 +111,37 @@ def test_results_equal_those_without_graphs(pictures):
 
 
 @needs_cuda
+@pytest.mark.parametrize("where", ["cpu", "device"])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_nothing_waits_from_the_picture_to_the_detections(pictures, where, optimize):
+    """Wherever the picture is resized. Only reading the results waits."""
+    detector = tiny("cuda").optimized() if optimize else tiny("cuda")
+    data = detector.config.data
+    data.test.resize = where
+
+    def detect() -> Tensor:
+        batch, size, factors = prepare_picture(pictures[0], data, detector.device, detector.dtype)
+        pairs = (torch.tensor([pair]).float().to("cuda", non_blocking=True) for pair in (size, factors))
+        return detector.model.detect_padded(batch, *pairs).scores
+
+    expected = detect()  # libraries choose their algorithms
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = detect()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@needs_cuda
+def test_compiled_kernels_give_the_same(pictures):
+    eager = tiny("cuda")
+    compiled = eager.compiled()
+    for _ in range(2):
+        assert_same(compiled, eager, pictures[0])
+
+
+@needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(pictures, dtype):
     eager = tiny("cuda", dtype)

@@ -35,7 +35,7 @@ def resize_bilinear(image: Tensor, height: int, width: int) -> Tensor:
         return ((upper[:, 0::2] + upper[:, 1::2] + lower[:, 0::2] + lower[:, 1::2] + 2) >> 2).byte()
 
     x, x_part = _places(old_width, width, image.device)
-    x_part = x_part.where((x >= 0) & (x < old_width - 1), 0)  # beyond an edge: its pixel alone
+    x_part = x_part.masked_fill((x < 0) | (x >= old_width - 1), 0)  # beyond an edge: its pixel alone
     columns, x_weights = _neighbours(x, old_width), _weights(x_part)
     y, y_part = _places(old_height, height, image.device)
     rows, y_weights = _neighbours(y, old_height), _weights(y_part)  # beyond an edge: its row, with both weights
