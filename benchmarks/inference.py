@@ -1,28 +1,42 @@
-"""Time and memory of detection, one picture at a time: fastrcnn as it is and optimized, torchvision's Faster R-CNN of
-the same shape as a user runs it and with what a user can do by hand; and how far optimizing moves the detections.
+"""Time and memory of detection, one picture at a time: fastrcnn as it is, optimized, compiled and, on a GPU, captured;
+torchvision's Faster R-CNN of the same shape as a user runs it and with what a user can do by hand; and how far our ways
+move the detections.
 
 python benchmarks/inference.py faster_rcnn_r50_fpn_1x_coco --threads 2
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastrcnn import ops
-from fastrcnn.benchmark import BFLOAT16, BY_HAND, OPTIMIZED, OURS, THEIRS, Ours, benchmark, optimized_as
+from fastrcnn.benchmark import (
+    BFLOAT16,
+    BY_HAND,
+    CAPTURED,
+    COMPILED,
+    OPTIMIZED,
+    OURS,
+    THEIRS,
+    Ours,
+    benchmark,
+    detector_of_row,
+)
 from fastrcnn.config import load_config
 from fastrcnn.data.image import read_image
 from fastrcnn.detector import Detector
+from fastrcnn.device import choose_device
 from fastrcnn.models import Detections
 
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "coffee.png"
 SAME_PLACE = 0.5  # IoU of two boxes that are one detection
 
 
-def differences(detector: Detector, image: Path) -> str:
-    """A table: the detections of the optimized detectors, each beside its counterpart of the eager one."""
+def differences(detector: Detector, image: Path, names: Sequence[str]) -> str:
+    """A table: the detections of the detectors of these rows, each beside its counterpart of the eager one."""
     lines = [
         "| against eager float32 | matched | without counterpart | largest box difference, px | median px "
         "| largest score difference | median |",
@@ -30,8 +44,8 @@ def differences(detector: Detector, image: Path) -> str:
     ]
     threshold = detector.config.model.box_head.score_threshold
     eager = detector.detect(image, threshold)
-    for name in (OPTIMIZED, BFLOAT16):
-        found = optimized_as(name, detector).detect(image, threshold)
+    for name in names:
+        found = detector_of_row(name, detector).detect(image, threshold)
         ours, theirs = matched(found, eager)
         boxes = (found.boxes[ours] - eager.boxes[theirs]).abs().amax(1)
         scores = (found.scores[ours] - eager.scores[theirs]).abs()
@@ -64,7 +78,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    names = (OURS, OPTIMIZED, BFLOAT16, THEIRS, BY_HAND)
-    print(benchmark(arguments.config, arguments.image, arguments.device, arguments.repeats, names))
-    detector = Ours(OURS, load_config(arguments.config), read_image(arguments.image), arguments.device).detector
-    print(f"\n{differences(detector, arguments.image)}")
+    device = choose_device(arguments.device)
+    ways = [OPTIMIZED, BFLOAT16, COMPILED, *([CAPTURED] if device.type == "cuda" else [])]
+    names = (OURS, *ways, THEIRS, BY_HAND)
+    print(benchmark(arguments.config, arguments.image, str(device), arguments.repeats, names), flush=True)
+    detector = Ours(OURS, load_config(arguments.config), read_image(arguments.image), str(device)).detector
+    print(f"\n{differences(detector, arguments.image, ways)}")

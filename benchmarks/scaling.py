@@ -1,9 +1,10 @@
 """How time and memory grow with image size, proposals, objects, classes and batch, next to torchvision's.
 
-    python benchmarks/scaling.py faster_rcnn_r50_fpn_1x_coco [--axis objects --axis classes]
+    python benchmarks/scaling.py faster_rcnn_r50_fpn_1x_coco [--only objects classes]
 
-One table per axis. Every point and side runs in a process of its own, which measures the median of a few calls and its
-peak memory above `import torch` (CPU: resident; CUDA: of the tensors). What an axis does not vary is as BASE says.
+One table per axis, a row as soon as it is measured. Every point and side runs in a process of its own, which measures
+the median of a few calls and its peak memory above `import torch` (CPU: resident; CUDA: of the tensors). What an axis
+does not vary is as Point says.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
@@ -101,9 +102,11 @@ def measure_in_process(side: str, point: Point) -> tuple[float, float] | str:
     return ms, peak
 
 
-def table(axis: str, base: Point) -> str:
+def table(axis: str, base: Point) -> Iterator[str]:
+    """The lines of an axis, each when it is known; below them, what could not be measured and why."""
     heads = [axis, f"{OURS} ms", f"{THEIRS} ms", "ratio", f"{OURS} MB", f"{THEIRS} MB", "ratio"]
-    lines, notes = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"], []
+    yield f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+    notes = []
     for value in RANGES[axis]:
         figures = []
         for side in (OURS, THEIRS):
@@ -114,14 +117,14 @@ def table(axis: str, base: Point) -> str:
             figures.append(found)
         (ms, mb), (their_ms, their_mb) = figures
         cells = [f"{ms:.0f}", f"{their_ms:.0f}", f"{their_ms / ms:.2f}", f"{mb:.0f}", f"{their_mb:.0f}"]
-        lines.append(f"| {' | '.join([str(value), *cells, f'{mb / their_mb:.2f}'])} |")
-    return "\n".join(lines + (["", *notes] if notes else []))
+        yield f"| {' | '.join([str(value), *cells, f'{mb / their_mb:.2f}'])} |"
+    yield from ["", *notes] if notes else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", help="name or path of a config")
-    parser.add_argument("--axis", action="append", choices=RANGES, help="only these (default: all)")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="SUBSTRING", help="of the names of the axes")
     parser.add_argument("--size", type=int, nargs=2, default=Point.size, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: %(default)s)")
@@ -140,8 +143,13 @@ def main() -> None:
         f"classes, {base.objects} objects, batch {base.batch}; {machine_name(torch.device(a.device))}; fastrcnn "
         f"{__version__}, torch {torch.__version__}; medians of {a.repeats}"
     )
-    for axis in a.axis or RANGES:
-        print(f"\n{table(axis, base)}", flush=True)
+    axes = [axis for axis in RANGES if any(word in axis for word in a.only)]
+    if not axes:
+        parser.error(f"--only: expected parts of {', '.join(map(repr, RANGES))}, got {a.only}")
+    for axis in axes:
+        print()
+        for line in table(axis, base):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

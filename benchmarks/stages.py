@@ -15,7 +15,7 @@ from training_step import random_target
 from fastrcnn import __version__
 from fastrcnn.benchmark import machine_name, realistic_detector
 from fastrcnn.config import load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.stages import Stopwatch, stage_table, watch_detection, watch_training
 
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "coffee.png"
@@ -34,8 +34,7 @@ def main() -> None:
     config, pixels = load_config(arguments.config), read_image(arguments.image)
     detector = realistic_detector(config, pixels, arguments.device)
     model, device = detector.model, detector.device
-    resized, _ = resize(pixels, config.data.test.scale)
-    images, size = prepare(resized, config.data.image, device, detector.dtype), resized.shape[:2]
+    images, size, _ = prepare_picture(pixels, config.data, device, detector.dtype)
     targets = [random_target(size, config.model.box_head.num_classes, NUM_OBJECTS, device)]
 
     with Stopwatch(device) as watch:

@@ -3,11 +3,11 @@
     python benchmarks/zoo.py --json build/zoo.json           on a GPU; once more continues where it was stopped
     python benchmarks/zoo.py --quick --only r50_fpn          small pictures and few repeats, for two cores
 
-fps as mmdetection counts it: one picture of 1333 x 800, prepared, in the host's memory; the time of its copy to the
-device, the model and the copy of its detections back; no decoding. Weights are random, their heads scaled to give as
-many proposals and detections as trained ones. Memory: the peak of training steps of two pictures, allocated by tensors
-on a GPU, resident above `import torch` on the CPU. Every row runs in a process of its own; what a row could not do, and
-why, stands below the table, and the others go on.
+fps as mmdetection counts it: one picture of 1333 x 800, prepared, in channels-last memory of the host; the time of its
+copy to the device, the model and the copy of its detections back; no decoding. Weights are random, their heads scaled
+to give as many proposals and detections as trained ones. Memory: the peak of training steps of two pictures, allocated
+by tensors on a GPU, resident above `import torch` on the CPU. Every row runs in a process of its own and is printed
+when it is measured; what a row could not do, and why, stands below the table, and the others go on.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,20 +54,29 @@ def main() -> None:
         return
     results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
     end = time.monotonic() + (arguments.seconds or float("inf"))
-    for name in rows():
-        if arguments.only in name and name not in results and time.monotonic() < end:
+    kinds, device = fps_kinds(arguments.device), torch.device(arguments.device)
+    print(
+        f"One picture of {size[0]} x {size[1]} (fps: median of {repeats}), two in training; {machine_name(device)}; "
+        f"fastrcnn {__version__}, torch {torch.__version__}. Published: mmdetection on a V100.\n\n{head(kinds)}",
+        flush=True,
+    )
+    chosen = [name for name in rows() if arguments.only in name]
+    for name in chosen:
+        if name not in results and time.monotonic() < end:
             results[name] = measure_in_process(name, sys.argv[1:])
-            if sys.stderr.isatty():
-                print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
             if arguments.json:
                 with atomic_write(arguments.json) as temporary:
                     temporary.write_text(json.dumps(results, indent=1) + "\n")
-    device = torch.device(arguments.device)
-    print(
-        f"One picture of {size[0]} x {size[1]} (fps: median of {repeats}), two in training; {machine_name(device)}; "
-        f"fastrcnn {__version__}, torch {torch.__version__}. Published: mmdetection on a V100.\n"
-    )
-    print(table({name: results[name] for name in rows() if name in results and arguments.only in name}))
+        if name in results:
+            print(line(name, results[name], kinds), flush=True)
+    print(failures({name: results[name] for name in chosen if name in results}))
+
+
+def fps_kinds(device: str) -> list[str]:
+    """The columns of fps. CPUs have no fast float16, and no graphs."""
+    if torch.device(device).type == "cpu":
+        return ["float32", "bfloat16"]
+    return [f"{dtype}{graph}" for dtype in ("float32", "float16", "bfloat16") for graph in ("", " graph")]
 
 
 def rows() -> list[str]:
@@ -97,20 +107,21 @@ def measure_row(name: str, size: tuple[int, int], repeats: int, device: str, thr
     config = load_config(name, ["model.backbone.pretrained=null", f"data.test.scale={list(size)}"])
     pixels = draw_scene(np.random.default_rng(0), *size).image
     detector = attempt("inference", lambda: realistic_detector(config, pixels, device))
-    for dtype in (torch.float32, torch.float16, torch.bfloat16) if detector else ():
-        if device == "cpu" and dtype == torch.float16:
-            continue  # CPUs have no fast float16
-        kind = str(dtype).removeprefix("torch.")
-        cast = Detector(copy.deepcopy(detector.model).to(dtype), config, detector.classes)
-        result["fps"][kind] = attempt(kind, lambda cast=cast: fps(cast, size, repeats))
-        if device != "cpu":
-            graph = f"{kind} graph"
-            result["fps"][graph] = attempt(graph, lambda cast=cast: fps(cast.capture(), size, repeats))
+    for kind in fps_kinds(device) if detector else ():
+        result["fps"][kind] = attempt(kind, partial(fps_as, kind, detector, size, repeats))
     del detector
     dtype = "float16" if "fp16" in name and device != "cpu" else "float32"
     work = Work(name, ("model.backbone.pretrained=null",), 2, size, 20, device, dtype)
     result["memory"] = attempt("training", lambda: training_memory(work, threads))
     return result
+
+
+def fps_as(kind: str, detector: Detector, size: tuple[int, int], repeats: int) -> float:
+    """Of one of fps_kinds."""
+    dtype, *graph = kind.split()
+    model = copy.deepcopy(detector.model).to(getattr(torch, dtype))
+    cast = Detector(model, detector.config, detector.classes)
+    return fps(cast.capture() if graph else cast, size, repeats)
 
 
 def fps(detector: Detector, size: tuple[int, int], repeats: int) -> float:
@@ -141,19 +152,22 @@ def training_memory(work: Work, threads: int) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    kinds = list(dict.fromkeys(kind for result in results.values() for kind in result["fps"]))
-    heads = ["config", "box AP", "memory GB, published", "here", "fps, published", *(f"{kind} here" for kind in kinds)]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for name, result in results.items():
-        published = load_config(name).published
-        memory = None if result["memory"] is None else result["memory"] / 1024
-        figures = [published.box_ap, published.memory_gb, memory, published.fps]
-        figures += [result["fps"].get(kind) for kind in kinds]
-        cells = [name, *("-" if figure is None else f"{figure:.1f}" for figure in figures)]
-        lines.append(f"| {' | '.join(cells)} |")
-    failures = [f"- {name}, {what}: {why}" for name, row in results.items() for what, why in row["failed"].items()]
-    return "\n".join(lines + (["", *failures] if failures else []))
+def head(kinds: list[str]) -> str:
+    cells = ["config", "box AP", "memory GB, published", "here", "fps, published", *(f"{kind} here" for kind in kinds)]
+    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+
+
+def line(name: str, result: dict[str, Any], kinds: list[str]) -> str:
+    published = load_config(name).published
+    memory = None if result["memory"] is None else result["memory"] / 1024
+    figures = [published.box_ap, published.memory_gb, memory, published.fps]
+    figures += [result["fps"].get(kind) for kind in kinds]
+    return f"| {' | '.join([name, *('-' if figure is None else f'{figure:.1f}' for figure in figures)])} |"
+
+
+def failures(results: dict[str, dict[str, Any]]) -> str:
+    lines = [f"- {name}, {what}: {why}" for name, row in results.items() for what, why in row["failed"].items()]
+    return "\n".join(["", *lines] if lines else [])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fastrcnn import __version__
 from fastrcnn.config import Config, load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.data.scenes import draw_scene
 from fastrcnn.detector import Detector, load
 from fastrcnn.info import cpu_name
@@ -35,6 +35,7 @@ from fastrcnn.training.log import read_log
 
 OURS, THEIRS = "fastrcnn", "torchvision"
 OPTIMIZED, BFLOAT16, BY_HAND = "fastrcnn optimized", "fastrcnn optimized, bfloat16", "torchvision by hand"
+COMPILED, CAPTURED = "fastrcnn compiled", "fastrcnn captured"
 _WARM_UP = 2  # runs of each model that are not timed
 _MEMORY_RUNS = 3
 
@@ -85,8 +86,9 @@ def benchmark(
         config_name: a name or path. image: a picture; None: a drawn scene of 640 x 480.
         device: "cpu", "cuda", ...; None: cuda if there is one.
         repeats: timed runs of each model.
-        names: the rows: OURS; THEIRS; OPTIMIZED or BFLOAT16, Detector.optimized in float32 or bfloat16; BY_HAND,
-            torchvision's model in channels-last memory with its batch norms folded. The first is one of ours.
+        names: the rows: OURS; THEIRS; OPTIMIZED or BFLOAT16, Detector.optimized in float32 or bfloat16; COMPILED,
+            Detector.compiled; CAPTURED, Detector.capture, on CUDA; BY_HAND, torchvision's model in channels-last memory
+            with its batch norms folded. The first is one of ours.
     Returns:
         A table: median time, frames per second, fastest and slowest run, peak memory, proposals and detections. Memory
         on the CPU is the peak of a fresh process above that of `import torch`; on CUDA the peak of the tensors. Without
@@ -185,17 +187,19 @@ def run_for_memory(name: str, config: str, device: str, image: str, checkpoint: 
     if name in (THEIRS, BY_HAND):
         subject = make_subject(name, load_config(config), pixels, device)
     else:  # outputs as they are: however many proposals there are, our tensors are as large
-        subject = optimized_as(name, load(config, checkpoint or False, device))
+        subject = detector_of_row(name, load(config, checkpoint or False, device))
     for _ in range(_MEMORY_RUNS):
         subject.detect(pixels)
 
 
-def optimized_as(name: str, detector: Detector) -> Detector:
-    """The detector that the rows OURS, OPTIMIZED and BFLOAT16 measure."""
+def detector_of_row(name: str, detector: Detector) -> Detector:
+    """The detector that a row of ours measures."""
     return {
         OURS: lambda: detector,
         OPTIMIZED: lambda: detector.optimized(),
         BFLOAT16: lambda: detector.optimized(torch.bfloat16),
+        COMPILED: lambda: detector.compiled(),
+        CAPTURED: lambda: detector.capture(),
     }[name]()
 
 
@@ -234,10 +238,10 @@ def realistic_detector(config: Config, pixels: np.ndarray, device: str | None = 
 
 
 class Ours:
-    """fastrcnn's detector with random weights, as it is or optimized."""
+    """fastrcnn's detector with random weights, in the way that its row says."""
 
     def __init__(self, name: str, config: Config, pixels: np.ndarray, device: str | None) -> None:
-        self.name, self.detector = name, optimized_as(name, realistic_detector(config, pixels, device))
+        self.name, self.detector = name, detector_of_row(name, realistic_detector(config, pixels, device))
         self.device = self.detector.device
 
     def detect(self, pixels: np.ndarray) -> int:
@@ -245,10 +249,9 @@ class Ours:
 
     @torch.inference_mode()
     def count_proposals(self, pixels: np.ndarray) -> int:
-        config, model = self.detector.config.data, self.detector.model
-        resized, _ = resize(pixels, config.test.scale)
-        batch = prepare(resized, config.image, self.device, self.detector.dtype)
-        return int(model.propose(model.features(batch), [resized.shape[:2]]).count)
+        model = self.detector.model
+        batch, size, _ = prepare_picture(pixels, self.detector.config.data, self.device, self.detector.dtype)
+        return int(model.propose(model.features(batch), [size]).count)
 
 
 def make_subject(name: str, config: Config, pixels: np.ndarray, device: str | None) -> Subject:

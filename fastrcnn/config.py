@@ -178,6 +178,8 @@ class ValDataConfig:
 @dataclass
 class TestDataConfig:
     scale: list[int] = field(default_factory=lambda: [1333, 800])  # [long, short], pixels
+    # where Detector.detect resizes, to the same bytes: cpu | device (the model's, to which whole pictures then travel)
+    resize: str = "cpu"
 
 
 @dataclass

@@ -3,12 +3,13 @@
     detector = load("faster_rcnn_r50_fpn_1x_coco")
     result = detector.detect("photo.jpg", score_threshold=0.5)
 
-| stage      | in                                  | out                                            |
-|------------|-------------------------------------|------------------------------------------------|
-| read_image | file or array                       | uint8 BGR [h, w, 3]                            |
-| resize     | the longest fit in data.test.scale  | uint8 [h', w', 3], scale factors               |
-| prepare    |                                     | float [1, 3, H, W], normalised and padded      |
-| model      |                                     | Detections in pixels of the original picture   |
+| stage           | in                                  | out                                            |
+|-----------------|-------------------------------------|------------------------------------------------|
+| read_image      | file or array                       | uint8 BGR [h, w, 3]                            |
+| prepare_picture |                                     | float [1, 3, H, W]: resized to the longest fit |
+|                 |                                     | in data.test.scale, normalised and padded; its |
+|                 |                                     | true size, scale factors                       |
+| model           |                                     | Detections in pixels of the original picture   |
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ import torch
 
 from fastrcnn.class_names import class_names
 from fastrcnn.config import Config, load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.device import choose_device
 from fastrcnn.models.build import build_model
 from fastrcnn.models.checkpoint import load_checkpoint
@@ -150,7 +151,7 @@ class Detector:
         factors: tuple[float, float],
         score_threshold: float = 0.05,
     ) -> Detections:
-        """As detect, for one picture that is resized, normalised, padded and on the device already (data.prepare).
+        """As detect, for one picture that is resized, normalised, padded and on the device already (data.image).
 
         Args:
             batch: [1, 3, H, W] of the detector's type. size: (height, width) before padding. factors: (width factor,
@@ -175,10 +176,9 @@ class Detector:
             yield self._detect_one(pixels, score_threshold)
 
     def _detect_one(self, image: Image, score_threshold: float) -> Detections:
-        resized, factors = resize(read_image(image), self.config.data.test.scale)
-        batch = prepare(resized, self.config.data.image, self.device, self.dtype)
-        height, width = resized.shape[:2]
-        return self.detect_prepared(batch, (height, width), factors, score_threshold)
+        pixels = read_image(image)
+        batch, size, factors = prepare_picture(pixels, self.config.data, self.device, self.dtype)
+        return self.detect_prepared(batch, size, factors, score_threshold)
 
     def _infer(
         self, batch: torch.Tensor, size: tuple[int, int], factors: tuple[float, float], score_threshold: float

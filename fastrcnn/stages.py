@@ -82,8 +82,7 @@ class Stopwatch:
 
 
 def watch_detection(watch: Stopwatch, model: FasterRCNN) -> None:
-    watch.watch(detecting, "resize", "data")
-    watch.watch(detecting, "prepare", "data")
+    watch.watch(detecting, "prepare_picture", "data")
     watch.watch(model.backbone, "forward", "backbone")
     if model.fpn is not None:
         watch.watch(model.fpn, "forward", "FPN")

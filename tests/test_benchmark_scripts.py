@@ -170,13 +170,68 @@ def test_scaling_has_a_row_per_value_and_says_what_fails(script, tiny_config: Pa
     assert scaling.point_of("image size", 100, base).size == (100, 60)
     assert scaling.point_of("classes, training", 5, base).training and scaling.point_of("batch", 3, base).training
     assert not scaling.point_of("proposals", 5, base).training
-    none, seven = cells(scaling.table("objects", base))
+    lines = scaling.table("objects", base)
+    assert next(lines).startswith("| objects | fastrcnn ms | torchvision ms | ratio | fastrcnn MB |")
+    none, seven = cells("\n".join(lines))
     assert none[0] == "0" and seven[0] == "7"
     assert all(float(figure) > 0 for figure in none[1:] + seven[1:])
     broken = scaling.Point("no_such_config", size=(128, 96))
     monkeypatch.setitem(scaling.RANGES, "objects", (1,))
-    text = scaling.table("objects", broken)
+    text = "\n".join(scaling.table("objects", broken))
     assert "| 1 | nan |" in text and "- torchvision, objects 1: FileNotFoundError: No config named" in text
+
+
+def test_scaling_covers_what_it_says_and_chooses_axes(script, monkeypatch: pytest.MonkeyPatch, capsys):
+    import scaling
+
+    ends = {axis: (min(values), max(values)) for axis, values in scaling.RANGES.items()}
+    classes = {"classes, detection": (1, 1200), "classes, training": (1, 1200)}
+    assert (
+        ends == {"image size": (320, 2000), "proposals": (100, 2000), "objects": (0, 1000), "batch": (1, 8)} | classes
+    )
+    asked = []
+    monkeypatch.setattr(scaling, "measure_in_process", lambda side, point: asked.append(point) or (2.0, 4.0))
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "any", "--only", "classes", "batch", "--device", "cpu"])
+    scaling.main()
+    rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["1", "20", "80", "300", "1200"] * 2 + ["1", "2", "4", "8"]
+    assert rows[0][1:] == ["2", "2", "1.00", "4", "4", "1.00"]
+    assert (asked[8].classes, asked[8].training, asked[-1].batch, asked[-1].training) == (1200, False, 8, True)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "any", "--only", "colours"])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "expected parts of 'image size', 'proposals'" in capsys.readouterr().err
+
+
+def test_resizing_shows_no_difference(tiny_config: Path):
+    text = run_script("resizing.py", tiny_config, "--sizes", "64x48", "300x200", "--repeats", 1, "--device", "cpu")
+    small, large = cells(text.replace("| 64 x 48", "| 64").replace("| 300 x 200", "| 300"))
+    for row in (small, large):
+        assert float(row[1]) > 0 and float(row[2]) > 0 and row[4] == "0"
+
+
+def test_inference_has_a_row_per_way(script, tiny_config: Path, monkeypatch: pytest.MonkeyPatch):
+    """The compiled detector is the eager one here: compiling takes a minute, and has tests of its own."""
+    import inference
+    from tiny_training import small_resnet
+
+    from fastrcnn import benchmark as measuring
+    from fastrcnn.data.image import read_image
+    from fastrcnn.detector import Detector
+
+    monkeypatch.setattr(Detector, "compiled", lambda detector: detector)
+    monkeypatch.setattr(measuring, "peak_memory", lambda *_: 12.0)
+    ways = [measuring.OPTIMIZED, measuring.BFLOAT16, measuring.COMPILED]
+    with small_resnet():
+        config = measuring.load_config(tiny_config)
+        table = measuring.benchmark(tiny_config, inference.PHOTO, "cpu", 1, (measuring.OURS, *ways))
+        detector = measuring.realistic_detector(config, read_image(inference.PHOTO), "cpu")
+        moved = cells(inference.differences(detector, inference.PHOTO, ways))
+        with pytest.raises(ValueError, match="needs a detector on a CUDA device"):
+            measuring.make_subject(measuring.CAPTURED, config, read_image(inference.PHOTO), "cpu")
+    assert [row[0] for row in cells(table)] == [measuring.OURS, *ways]
+    assert [row[0] for row in moved] == ways
+    assert moved[2][2:] == ["0", "0", "0", "0", "0"]  # the same detector: none alone, none moved
 
 
 def test_serving_gives_every_photo_the_detections_it_has_alone(script, tiny_config: Path, tmp_path: Path):
@@ -244,6 +299,89 @@ def test_a_row_of_the_zoo_that_fails_says_why_and_leaves_the_others(script, monk
     assert row["failed"]["float32"] == "ZeroDivisionError: division by zero" and row["memory"] == 512
     killed = zoo.measure_in_process("no_such_row", ["--quick", "--device", "cpu"])
     assert "No config named 'no_such_row'" in killed["failed"]["row"]
-    text = zoo.table({"faster_rcnn_r50_fpn_1x_coco": row, "faster_rcnn_r101_fpn_1x_coco": killed})
-    assert "| faster_rcnn_r50_fpn_1x_coco | 37.4 | 4.0 | 0.5 | 21.4 | - | - |" in text
+    kinds = zoo.fps_kinds("cpu")
+    assert zoo.line("faster_rcnn_r50_fpn_1x_coco", row, kinds).endswith("| 37.4 | 4.0 | 0.5 | 21.4 | - | - |")
+    assert zoo.line("faster_rcnn_r101_fpn_1x_coco", killed, kinds).endswith("| 39.4 | 6.0 | - | 15.6 | - | - |")
+    text = zoo.failures({"faster_rcnn_r50_fpn_1x_coco": row, "faster_rcnn_r101_fpn_1x_coco": killed})
     assert "- faster_rcnn_r101_fpn_1x_coco, row: exit status 1:" in text
+    assert zoo.fps_kinds("cuda")[:3] == ["float32", "float32 graph", "float16"] and len(zoo.fps_kinds("cuda")) == 6
+
+
+def test_rows_of_the_zoo_are_printed_as_they_are_measured(script, tmp_path: Path, monkeypatch, capsys):
+    import zoo
+
+    printed = []
+
+    def measure(name: str, options: list[str]) -> dict:
+        printed.append(capsys.readouterr().out)
+        return {"fps": {"float32": 2.0}, "memory": 1024.0, "failed": {"bfloat16": "why"}}
+
+    monkeypatch.setattr(zoo, "measure_in_process", measure)
+    monkeypatch.setattr(
+        sys, "argv", ["zoo.py", "--only", "caffe_dc5", "--device", "cpu", "--json", f"{tmp_path}/zoo.json"]
+    )
+    zoo.main()
+    assert len(printed) == 3
+    assert "| config | box AP |" in printed[0] and "| 1.0 | - | 2.0 | - |" in printed[1]
+    assert capsys.readouterr().out.count(", bfloat16: why") == 3
+
+
+# --- gpu.sh -----------------------------------------------------------------------------------------------------------
+
+PRETENDED = """#!/usr/bin/env bash
+# In the place of python3: a GPU that is not there, and programs that print two lines.
+case "$*" in
+  *get_device_name*) echo "A GPU" ;;
+  *get_device_capability*) echo 9.0 ;;
+  *benchmarks/ops.py*) printf '| op |\n|---|\n| half a table |\n'; echo "out of memory" >&2; exit 3 ;;
+  *tests/test_capture.py) echo "1 failed, 8 passed in 2s"; exit 1 ;;
+  *pytest*) echo "9 passed in 1s" ;;
+  *benchmarks/resizing.py*) echo "| resized |"; $RESIZING ;;
+  *benchmarks/*) echo "| row of $1 |" ;;
+esac
+"""
+# The parent of `timeout`, which is the parent of the program.
+KILL_THE_SCRIPT = "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)"
+
+
+def run_gpu_script(folder: Path, resizing: str = "true", **environment: str) -> tuple[int, str, str]:
+    """(exit status, what it printed, results.md) of gpu.sh, with programs that only pretend."""
+    if not (BENCHMARKS / "gpu.sh").is_file() or sys.platform != "linux":
+        pytest.skip("needs the source tree, and Linux")
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "python3").write_text(PRETENDED.replace("$RESIZING", resizing))
+    (programs / "compute-sanitizer").write_text("#!/bin/sh\necho '========= ERROR SUMMARY: 0 errors'\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    paths = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), str(folder / "out")]
+    done = subprocess.run(command, env=os.environ | paths | environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, (folder / "out" / "results.md").read_text()
+
+
+def test_a_failed_step_on_the_gpu_is_noted_and_the_others_run(tmp_path: Path):
+    status, printed, results = run_gpu_script(tmp_path)
+    assert status == 1 and printed.rstrip().endswith("failed: capture ops")
+    assert results.startswith("# A GPU, 2") and "- tests: 9 passed in 1s" in results
+    assert "- capture: 1 failed, 8 passed in 2s" in results and "capture FAILED (exit status 1)" in results
+    steps = ["ops", "stages", "detection", "resizing", "training", "serving", "zoo", "scaling"]
+    assert [line[3:] for line in results.splitlines() if line.startswith("## ")] == steps
+    ops = results.split("## ops")[1].split("## stages")[0]
+    assert "| half a table |" in ops and "ops FAILED (exit status 3)" in ops and "out of memory" in ops
+    assert results.count("FAILED") == 2 and "| row of benchmarks/scaling.py |" in results
+    for tool in ("memcheck", "racecheck"):
+        assert f"- {tool}: ========= ERROR SUMMARY: 0 errors" in results
+
+
+def test_a_run_on_the_gpu_that_is_cut_short_leaves_what_it_had(tmp_path: Path):
+    status, _, results = run_gpu_script(tmp_path, resizing=KILL_THE_SCRIPT)
+    assert status == -9
+    assert "| row of benchmarks/stages.py |" in results and "ops FAILED" in results
+    assert results.rstrip().endswith("| resized |") and "## training" not in results
+
+
+def test_chosen_steps_on_the_gpu_alone(tmp_path: Path):
+    status, printed, results = run_gpu_script(tmp_path, ONLY="stages zoo")
+    assert status == 0 and printed.rstrip().endswith("failed:")
+    assert [line for line in results.splitlines() if line[:2] in ("##", "- ")] == ["## stages", "## zoo"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastrcnn.config import load_config
-from fastrcnn.data.image import prepare, read_image, resize
+from fastrcnn.data.image import prepare_picture, read_image
 from fastrcnn.detector import Detector, load
 
 SETTINGS = [
@@ -61,9 +61,8 @@ class Padded(nn.Module):
 
 
 def inputs(detector: Detector, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    resized, factors = resize(picture, detector.config.data.test.scale)
-    batch = prepare(resized, detector.config.data.image, detector.device, detector.dtype)
-    return batch, torch.tensor([resized.shape[:2]]).float(), torch.tensor([factors])
+    batch, size, factors = prepare_picture(picture, detector.config.data, detector.device, detector.dtype)
+    return batch, torch.tensor([size]).float(), torch.tensor([factors])
 
 
 def test_shapes_depend_on_the_shape_of_the_picture_alone(pictures):
@@ -109,6 +108,37 @@ def test_results_equal_those_without_graphs(pictures):
         assert_same(captured, eager, picture)
     assert_same(captured, eager, pictures[0], threshold=0.3)
     assert len(captured._graphs) == 4
+
+
+@needs_cuda
+@pytest.mark.parametrize("where", ["cpu", "device"])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_nothing_waits_from_the_picture_to_the_detections(pictures, where, optimize):
+    """Wherever the picture is resized. Only reading the results waits."""
+    detector = tiny("cuda").optimized() if optimize else tiny("cuda")
+    data = detector.config.data
+    data.test.resize = where
+
+    def detect() -> Tensor:
+        batch, size, factors = prepare_picture(pictures[0], data, detector.device, detector.dtype)
+        pairs = (torch.tensor([pair]).float().to("cuda", non_blocking=True) for pair in (size, factors))
+        return detector.model.detect_padded(batch, *pairs).scores
+
+    expected = detect()  # libraries choose their algorithms
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = detect()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@needs_cuda
+def test_compiled_kernels_give_the_same(pictures):
+    eager = tiny("cuda")
+    compiled = eager.compiled()
+    for _ in range(2):
+        assert_same(compiled, eager, pictures[0])
 
 
 @needs_cuda

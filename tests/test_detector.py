@@ -140,6 +140,14 @@ def test_score_threshold_is_exclusive_and_may_be_below_the_configs(
     assert strict.model.score_threshold == 0.9
 
 
+def test_resizing_on_the_device_changes_nothing(detector: Detector, pictures: list[np.ndarray]) -> None:
+    config = copy.deepcopy(detector.config)
+    config.data.test.resize = "device"
+    other = Detector(detector.model, config, detector.classes)
+    for picture in pictures:
+        assert_same(other.detect(picture), detector.detect(picture))
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_outside_0_to_1_is_an_error(detector: Detector, threshold: float) -> None:
     with pytest.raises(ValueError, match=f"between 0 and 1, got {threshold}"):

@@ -15,7 +15,17 @@ import pytest
 import torch
 
 from fastrcnn.config import DataConfig, ImageConfig, TrainDataConfig
-from fastrcnn.data.image import _prepare_there, normalise, pad_and_batch, prepare, read_image, resize, resized_size
+from fastrcnn.data.image import (
+    _prepare_there,
+    _send,
+    normalise,
+    pad_and_batch,
+    prepare,
+    prepare_picture,
+    read_image,
+    resize,
+    resized_size,
+)
 from fastrcnn.data.image_size import image_size, size_or_zero
 from fastrcnn.data.sample import make_sample
 from fastrcnn.data.transforms import train_item
@@ -434,7 +444,29 @@ def test_prepares_the_same_bits_there_as_here(
     values = np.arange(np.prod(shape)).reshape(shape)
     image = np.stack([values, values + 85, values + 170], 2).astype(np.uint8)  # every value in every channel
     expected = pad_and_batch([normalise(image, config)]).to(dtype)
-    for found in (_prepare_there(image, config, device, dtype), prepare(image, config, device, dtype)):
+    for found in (_prepare_there(_send(image, device), config, dtype), prepare(image, config, device, dtype)):
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert found.device.type == device.type and found.dtype == dtype
         assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("device", [torch.device(name) for name in DEVICES], ids=str)
+@pytest.mark.parametrize("config", [ImageConfig(), CAFFE], ids=["pytorch", "caffe"])
+def test_resizes_to_the_same_bits_there_as_here(config: ImageConfig, device: torch.device) -> None:
+    picture, data = noise(60, 80), DataConfig(image=config)
+    data.test.scale = [90, 70]
+    for image in (picture, picture[:, ::-1], picture[::2, :, ::-1], noise(400, 30), noise(1, 7)):
+        data.test.resize = "cpu"
+        here, *size_and_factors = prepare_picture(image, data, device, torch.float32)
+        data.test.resize = "device"
+        there, *same = prepare_picture(image, data, device, torch.float32)
+        assert here.is_contiguous(memory_format=torch.channels_last) and here.shape[2] % 32 == 0
+        assert there.is_contiguous(memory_format=torch.channels_last) and there.device.type == device.type
+        assert torch.equal(there, here) and same == size_and_factors
+
+
+def test_no_place_to_resize() -> None:
+    data = DataConfig()
+    data.test.resize = "gpu"
+    with pytest.raises(ValueError, match=r"data.test.resize must be cpu or device, got 'gpu'"):
+        prepare_picture(noise(4, 4), data, torch.device("cpu"), torch.float32)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.config import PAD_MULTIPLE, ImageConfig
+from fastrcnn.config import PAD_MULTIPLE, DataConfig, ImageConfig
+from fastrcnn.data.bilinear import resize_bilinear
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of image files in a folder, in any case
 
@@ -153,9 +154,32 @@ def _standardise(pixels: Tensor, config: ImageConfig) -> Tensor:
     """
     if config.channel_order not in ("rgb", "bgr"):
         raise ValueError(f"data.image.channel_order must be rgb or bgr, got {config.channel_order!r}")
-    mean = torch.tensor(config.mean, dtype=torch.float32, device=pixels.device)
-    factor = torch.tensor([1 / std for std in config.std], dtype=torch.float64, device=pixels.device)
+    mean = torch.tensor(config.mean, dtype=torch.float32).to(pixels.device, non_blocking=True)
+    factor = torch.tensor([1 / std for std in config.std], dtype=torch.float64).to(pixels.device, non_blocking=True)
     return ((pixels - mean) * factor).float()
+
+
+def prepare_picture(
+    image: np.ndarray, data: DataConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, tuple[int, int], tuple[float, float]]:
+    """A decoded picture as the model takes it: resized to data.test.scale, normalised, padded, on the device.
+
+    Args:
+        image: uint8 BGR [h, w, 3].
+    Returns:
+        The batch, [1, 3, H, W] of `dtype` in channels-last memory; its (height, width) before padding; the factors of
+        resize. Bit for bit the same, wherever data.test.resize says that the picture is resized.
+    Raises:
+        ValueError: data.test.resize is neither "cpu" nor "device".
+    """
+    if data.test.resize == "cpu":
+        resized, factors = resize(image, data.test.scale)
+        return prepare(resized, data.image, device, dtype), (resized.shape[0], resized.shape[1]), factors
+    if data.test.resize == "device":
+        size = resized_size(image.shape[0], image.shape[1], data.test.scale)
+        batch = _prepare_there(resize_bilinear(_send(image, device), *size), data.image, dtype)
+        return batch, size, box_factors(image.shape[:2], size)
+    raise ValueError(f"data.test.resize must be cpu or device, got {data.test.resize!r}")
 
 
 def prepare(image: np.ndarray, config: ImageConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -167,20 +191,24 @@ def prepare(image: np.ndarray, config: ImageConfig, device: torch.device, dtype:
         [1, 3, H, W] of `dtype` in channels-last memory: what pad_and_batch([normalise(image)]) gives, bit for bit.
     """
     if device.type != "cpu":
-        return _prepare_there(image, config, device, dtype)
+        return _prepare_there(_send(image, device), config, dtype)
     return pad_and_batch([normalise(image, config)]).to(dtype, memory_format=torch.channels_last)
 
 
-def _prepare_there(image: np.ndarray, config: ImageConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Bytes travel, a quarter of float32; the rest is little work for a GPU, and nothing waits for it."""
-    pixels = torch.from_numpy(image)
+def _send(image: np.ndarray, device: torch.device) -> Tensor:
+    """The bytes, a quarter of float32, on the device; from pinned memory, so that nothing waits for the copy."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image))
     if device.type == "cuda":
         pixels = pixels.pin_memory()
-    pixels = pixels.to(device, non_blocking=True)
+    return pixels.to(device, non_blocking=True)
+
+
+def _prepare_there(pixels: Tensor, config: ImageConfig, dtype: torch.dtype) -> Tensor:
+    """As prepare, where the pixels are: little work for a GPU, and nothing waits for it."""
     if config.channel_order == "rgb":
         pixels = pixels.flip(2)
-    height, width = image.shape[:2]
-    batch = torch.zeros(1, _padded(height), _padded(width), 3, dtype=dtype, device=device)
+    height, width = pixels.shape[:2]
+    batch = torch.zeros(1, _padded(height), _padded(width), 3, dtype=dtype, device=pixels.device)
     batch[0, :height, :width] = _standardise(pixels, config)
     return batch.permute(0, 3, 1, 2)
 
