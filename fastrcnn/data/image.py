@@ -154,8 +154,9 @@ def _standardise(pixels: Tensor, config: ImageConfig) -> Tensor:
     """
     if config.channel_order not in ("rgb", "bgr"):
         raise ValueError(f"data.image.channel_order must be rgb or bgr, got {config.channel_order!r}")
-    mean = torch.tensor(config.mean, dtype=torch.float32).to(pixels.device, non_blocking=True)
-    factor = torch.tensor([1 / std for std in config.std], dtype=torch.float64).to(pixels.device, non_blocking=True)
+    mean = torch.tensor(config.mean, dtype=torch.float32, device="cpu")
+    factor = torch.tensor([1 / std for std in config.std], dtype=torch.float64, device="cpu")
+    mean, factor = (values.to(pixels.device, non_blocking=True) for values in (mean, factor))
     return ((pixels - mean) * factor).float()
 
 
