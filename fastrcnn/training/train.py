@@ -66,9 +66,10 @@ def train(config: Config, resume: bool = False) -> dict:
     Returns:
         The metrics of the last evaluation, as Evaluation.metrics of fastrcnn.evaluation.evaluate.
     Raises:
-        FileExistsError: output_dir holds a run, and not `resume`, or no last.pth. ValueError: the data and the model do not fit, or
-        last.pth does not fit the config. FloatingPointError: a loss that is not finite. FileNotFoundError,
-        ConnectionError: data or initial weights are missing. OSError: the disk is full; last.pth is as it was.
+        FileExistsError: output_dir holds a run, and not `resume`, or no last.pth. ValueError: a setting out of its
+        range, data and model that do not fit, or a last.pth that does not fit the config. FloatingPointError: a loss
+        that is not finite. FileNotFoundError, ConnectionError: data or initial weights are missing. OSError: the disk
+        is full; last.pth is as it was.
         SystemExit: stopped by a signal; within an epoch last.pth was written. KeyboardInterrupt: SIGINT elsewhere.
     """
     from_main(lambda: check_settings(config, resume))
