@@ -30,16 +30,8 @@ def resize_bilinear(image: Tensor, height: int, width: int) -> Tensor:
     old_height, old_width = image.shape[:2]
     if (old_height, old_width) == (height, width):
         return image
-    if (old_height, old_width) == (2 * height, 2 * width):  # which OpenCV leaves to its method for areas
-        upper, lower = image[0::2].int(), image[1::2].int()
-        return ((upper[:, 0::2] + upper[:, 1::2] + lower[:, 0::2] + lower[:, 1::2] + 2) >> 2).byte()
-
-    x, x_part = _places(old_width, width, image.device)
-    x_part = x_part.masked_fill((x < 0) | (x >= old_width - 1), 0)  # beyond an edge: its pixel alone
-    columns, x_weights = _neighbours(x, old_width), _weights(x_part)
-    y, y_part = _places(old_height, height, image.device)
-    rows, y_weights = _neighbours(y, old_height), _weights(y_part)  # beyond an edge: its row, with both weights
-
+    columns, x_weights = _neighbours(old_width, width, image.device, one_at_edge=True)
+    rows, y_weights = _neighbours(old_height, height, image.device, one_at_edge=False)
     upper, lower = (_along_x(image.index_select(0, row), columns, x_weights) for row in rows)
     upper_weight, lower_weight = (weight[:, None, None] for weight in y_weights)
     quarters = ((upper >> 4) * upper_weight >> 16) + ((lower >> 4) * lower_weight >> 16)
@@ -52,22 +44,19 @@ def _along_x(rows: Tensor, columns: tuple[Tensor, Tensor], weights: tuple[Tensor
     return left * weights[0][:, None] + right * weights[1][:, None]
 
 
-def _places(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the centres of `new` pixels lie among `old` ones: the pixel before, int64, and the way to the next, 0 .. 1.
+def _neighbours(
+    old: int, new: int, device: torch.device, one_at_edge: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two of `old` pixels around the centre of each of `new` ones, int64, and their weights, int32.
 
-    In OpenCV's steps of float64, then float32.
+    In OpenCV's steps of float64, then float32. Beyond an edge both are the pixel at the edge, and the weights as
+    elsewhere, which may sum to 2047 or 2049; or, with one_at_edge, 2048 and 0.
     """
     scale = 1 / (new / old)
     place = ((torch.arange(new, dtype=torch.float64, device=device) + 0.5) * scale - 0.5).float()
     before = place.floor()
-    return before.long(), place - before
-
-
-def _neighbours(before: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two pixels around each place, within the image."""
-    return before.clamp(0, size - 1), (before + 1).clamp(0, size - 1)
-
-
-def _weights(part: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the two pixels, int32."""
-    return ((1 - part) * _ONE).round().int(), (part * _ONE).round().int()
+    part = place - before
+    if one_at_edge:
+        part = part.masked_fill((before < 0) | (before >= old - 1), 0)
+    pixels = before.long().clamp(0, old - 1), (before.long() + 1).clamp(0, old - 1)
+    return pixels, (((1 - part) * _ONE).round().int(), (part * _ONE).round().int())
