@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kNmsThreads)
       classes[threadIdx.x] = groups.classes != nullptr ? groups.classes[first + threadIdx.x] : 0;
     }
     __syncthreads();
-    if (!exists || image < 0) continue;
+    if (image < 0) continue;
     unsigned suppressed = 0;
 #pragma unroll 4
     for (int i = 0; i < columns_each; ++i) {
