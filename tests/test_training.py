@@ -49,7 +49,7 @@ def test_writes_what_the_contract_says(finished: tuple[Path, dict]) -> None:
     rest = {"config.yaml", "log.csv", "log.jsonl", "metrics.json", "predictions"} | (
         {"curves.png"} if can_draw() else set()
     )
-    assert names - {"tiny.yaml"} == checkpoints | rest
+    assert names - {"tiny.yaml", ".lock"} == checkpoints | rest
 
 
 def test_log_rows(finished: tuple[Path, dict]) -> None:

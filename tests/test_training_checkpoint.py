@@ -16,11 +16,13 @@ from torch import nn
 
 from fastrcnn.atomic import TEMPORARY, atomic_copy, atomic_write
 from fastrcnn.config import Config, OptimizerConfig
+from fastrcnn.training import checkpoint
 from fastrcnn.training.checkpoint import (
     TrainingState,
     changed_settings,
     load_training,
     name_epoch,
+    own_folder,
     prepare_folder,
     random_state,
     save_training,
@@ -210,3 +212,43 @@ def test_metrics_that_cannot_be_read(content: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ValueError, match=r"metrics\.json does not hold the evaluations of a run.*Delete it"):
         read_metrics(tmp_path / "metrics.json", 3)
+
+
+HOLD = """
+import sys, multiprocessing, time
+from pathlib import Path
+from fastrcnn.training.checkpoint import own_folder
+with own_folder(Path(sys.argv[1])):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    print(worker.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_one_run_at_a_time_writes_to_a_folder(
+    end: signal.Signals | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the other one ends: the lock is not its workers', who may live on."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        worker = int(other.stdout.readline())
+        try:
+            monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.0)
+            with (
+                pytest.raises(BlockingIOError, match=f"Another run is writing to {tmp_path}"),
+                own_folder(tmp_path / "run"),
+            ):
+                pass
+            if end is not None:
+                other.send_signal(end)
+                other.wait()
+                with own_folder(tmp_path / "run"):
+                    os.kill(worker, 0)  # is alive
+        finally:
+            os.kill(worker, signal.SIGKILL)
+            other.stdin.close()
+    with own_folder(tmp_path / "run"), own_folder(tmp_path / "another"):
+        pass

@@ -1,10 +1,14 @@
 """What a run writes so that it can be continued: the whole state of training in one file, read without executing it."""
 
+import fcntl
 import random
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 import torch
@@ -16,6 +20,7 @@ from fastrcnn.config import Config
 from fastrcnn.models.checkpoint_files import read_checkpoint
 from fastrcnn.models.faster_rcnn import FasterRCNN
 
+LOCK_SECONDS = 10.0  # how long a run waits for the end of one that has just been killed
 KEYS = ("model", "optimizer", "schedule", "step", "epoch", "random_state", "config", "classes")
 
 
@@ -143,15 +148,46 @@ def name_epoch(folder: Path, epoch: int, keep: int) -> None:
         path.unlink()
 
 
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder of a run and keeps the runs of other processes out of it.
+
+    The lock of the file .lock ends with this process, however it ends, and does not pass to its loader's workers.
+
+    Raises:
+        BlockingIOError: another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(file):
+            if time.monotonic() >= deadline:
+                raise BlockingIOError(
+                    f"Another run is writing to {folder}. Wait for its end or stop it, or write elsewhere with "
+                    "output_dir=FOLDER"
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # which of the two depends on the system
+        return False
+    except OSError:  # some network file systems have no locks: then nobody else is kept out
+        pass
+    return True
+
+
 def prepare_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Makes the folder of a run, or finds the run that is there.
+    """Finds the run that is in a folder, and removes what it left unfinished.
 
     Returns:
         The state of folder/last.pth if `resume` and there is one; None if the run starts from the beginning.
     Raises:
         FileExistsError: the folder holds checkpoints that would be overwritten: not `resume`, or there is no last.pth.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for unfinished in [*folder.glob(TEMPORARY), *folder.glob(f"predictions/{TEMPORARY}")]:
         unfinished.unlink()  # of a run that was killed while it wrote
     last = folder / "last.pth"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from fastrcnn.training.checkpoint import (
     TrainingState,
     changed_settings,
     name_epoch,
+    own_folder,
     prepare_folder,
     restore,
     save_training,
@@ -68,11 +70,18 @@ def train(config: Config, resume: bool = False) -> dict:
     Raises:
         FileExistsError: output_dir holds a run, and not `resume`, or no last.pth. ValueError: the data and the model do
         not fit, or last.pth does not fit the config. FloatingPointError: a loss that is not finite. FileNotFoundError,
-        ConnectionError: data or initial weights are missing. OSError: the disk is full; last.pth is as it was.
+        ConnectionError: data or initial weights are missing. BlockingIOError: another process trains in output_dir.
+        OSError: the disk is full; last.pth is as it was.
         SystemExit: stopped by a signal; within an epoch last.pth was written. KeyboardInterrupt: SIGINT elsewhere.
     """
     from_main(lambda: check_settings(config, resume))
     folder = Path(config.output_dir)
+    with ExitStack() as held:
+        from_main(lambda: held.enter_context(own_folder(folder)))
+        return _train(config, folder, resume)
+
+
+def _train(config: Config, folder: Path, resume: bool) -> dict:
     last = folder / "last.pth"
     saved = from_main(lambda: prepare_folder(folder, resume))
     device = choose_device()
