@@ -25,7 +25,7 @@ test: $(TESTABLE)
 	$(PYTEST)
 
 test-emulated: $(TESTABLE)
-	$(PYTEST) -k "emulated or emulator or ptx"
+	$(PYTEST) -k "emulated or emulator or (ptx and not ptxas)"
 
 bench: $(TESTABLE)
 	$(RUN) benchmarks/ops.py

@@ -316,7 +316,7 @@ def test_killed_at_random_moments(pictures: Path, tmp_path: Path) -> None:
     killed, alone = (load_training(tmp_path / name / "last.pth") for name in ("killed", "alone"))
     assert_same(killed["model"], alone["model"])
     assert_same(killed["optimizer"], alone["optimizer"])
-    assert not list((tmp_path / "killed").glob(".*"))
+    assert not list((tmp_path / "killed").glob(TEMPORARY))
 
 
 def test_second_interrupt_acts_at_once_and_other_threads_are_left_alone() -> None:

@@ -14,6 +14,7 @@ from tiny_model import SIZES, images, small, targets
 from tiny_training import tiny_config
 from torch import nn
 
+from fastrcnn.atomic import TEMPORARY
 from fastrcnn.config import BackboneConfig, Config, TrainConfig
 from fastrcnn.models.activation_checkpointing import checkpointed
 from fastrcnn.models.backbone import ResNet
@@ -359,6 +360,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
         with pytest.raises(OSError, match="No space left"):
             train(config)
     assert last(tmp_path)["step"] == 3
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(TEMPORARY))
     train(config, resume=True)
     assert_same(last(tmp_path)["model"], last(plain)["model"])
