@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fastrcnn import ops
+from fastrcnn.ops import reference
 
 NAN, INF = float("nan"), float("inf")
 COUNTS = [0, 1, 31, 32, 33, 63, 64, 65, 1023, 1025]
@@ -230,6 +231,24 @@ def test_deterministic_gradient_does_not_depend_on_the_schedule(dtype):
             results.append(gradient(features, rois, (7, 0), True))
     for result in results[1:]:
         assert_close(result, results[0], rtol=0, atol=0)
+
+
+@runs
+def test_roi_align_of_as_many_levels_as_there_may_be(run):
+    """RoIs on each of the 8, and on the two outermost whatever their size."""
+    features = [torch.randn(2, 4, 12 - i, 14 - i, generator=seeded(i)).requires_grad_() for i in range(8)]
+    side = torch.tensor([0.5, *(1.5 * 2**i for i in range(8)), 900])
+    rois = torch.stack((side.long() % 2, side * 0 + 1, side * 0 + 2, side + 1, side + 2), dim=1)
+    strides = [2**i for i in range(8)]
+    assert reference.roi_levels(rois, 8, 1.0).unique().tolist() == list(range(8))
+
+    def call(deterministic):
+        pooled = ops.multilevel_roi_align(features, rois, strides, 3, 2, 1.0)
+        weight = torch.randn(pooled.shape, generator=seeded(9))
+        return pooled, *backward(pooled, features, weight, deterministic)
+
+    for deterministic in (False, True):
+        assert_same(run, lambda d=deterministic: call(d), 0, 1e-5)
 
 
 @runs

@@ -57,16 +57,16 @@ def test_equals_torchvision(device, iou_threshold):
     assert ops.nms(boxes, scores, iou_threshold).tolist() == torchvision.ops.nms(boxes, scores, iou_threshold).tolist()
 
 
-@pytest.mark.parametrize("iou_threshold", [0.0, 0.005, 0.3, 0.7, 0.95, 1.0])
-@pytest.mark.parametrize("spread", ["even", "long and thin", "of all sizes", "far away", "one far away", "not finite"])
-def test_leaves_out_no_pair_that_decides(device, spread, iou_threshold):
-    """The CPU compares near boxes only: what is near depends on all the boxes, and on the threshold."""
+SPREADS = ["even", "long and thin", "of all sizes", "far away", "one far away", "not finite"]
+
+
+def spread_boxes(spread: str, count: int) -> Tensor:
     generator = seeded(3)
-    corner, side = torch.rand(2500, 2, generator=generator) * 900, torch.rand(2500, 2, generator=generator) * 150
+    corner, side = torch.rand(count, 2, generator=generator) * 900, torch.rand(count, 2, generator=generator) * 150
     if spread == "long and thin":
         side = side * torch.tensor([8.0, 0.05])
     elif spread == "of all sizes":
-        side = torch.exp(torch.rand(2500, 2, generator=generator) * 12 - 5)
+        side = torch.exp(torch.rand(count, 2, generator=generator) * 12 - 5)
     elif spread == "far away":
         corner = corner - 1e6
     boxes = torch.cat((corner, corner + side), dim=1)
@@ -74,11 +74,24 @@ def test_leaves_out_no_pair_that_decides(device, spread, iou_threshold):
         boxes[7] = torch.tensor([1e9, -1e9, 2e9, 1e9])
     elif spread == "not finite":
         boxes[::10, 1], boxes[::11, 2], boxes[::12, 0], boxes[::13] = NAN, INF, -INF, boxes[::13].flip(1)
-    scores = random_scores(2500)
-    boxes[1::2] += torch.randn(1250, 4, generator=generator)  # and near doubles
-    boxes[::5] = boxes[1::5] + torch.randn(500, 4, generator=generator)
-    expected = reference.nms(boxes, scores, iou_threshold).tolist()
-    assert ops.nms(boxes.to(device), scores.to(device), iou_threshold).tolist() == expected
+    boxes[1::2] += torch.randn(count // 2, 4, generator=generator)  # and near doubles
+    boxes[::5] = boxes[1::5] + torch.randn(count // 5, 4, generator=generator)
+    return boxes
+
+
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.005, 0.3, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_leaves_out_no_pair_that_decides(spread, iou_threshold):
+    """The CPU compares near boxes only: what is near depends on all the boxes, and on the threshold."""
+    boxes, scores = spread_boxes(spread, 2500), random_scores(2500)
+    assert ops.nms(boxes, scores, iou_threshold).tolist() == reference.nms(boxes, scores, iou_threshold).tolist()
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_boxes_of_every_spread(device, spread):
+    boxes, scores = spread_boxes(spread, 330).to(device), random_scores(330, device=device)
+    for threshold in (0.0, 0.3, 0.95):
+        assert ops.nms(boxes, scores, threshold).tolist() == reference.nms(boxes, scores, threshold).tolist()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-19, 1e-15, 1e15, 1e19, 1e25])
