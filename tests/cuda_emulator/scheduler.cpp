@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <stdexcept>
 #include <vector>
 
@@ -44,7 +45,7 @@ struct Block {
   size_t num_started;
   int num_exited;
   int num_at_barrier, num_true, barrier_result;
-  std::vector<int> released;  // have waited and may go on
+  std::deque<int> released;  // have waited and may go on
   std::string error;
 
   int size() const { return static_cast<int>(threads.size()); }
@@ -78,7 +79,9 @@ std::string describe(int t) {
   return text;
 }
 
-bool same_place(const Place& a, const Place& b) { return a.line == b.line && !std::strcmp(a.file, b.file); }
+bool same_place(const Place& a, const Place& b) {
+  return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file));
+}
 
 void switch_to(Fiber* to) {
   Fiber* from = running;
