@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulator import emulated, ptx
+from inspected_split import Split
 from tiny_training import small_resnet, write_pictures
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -73,6 +74,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder)
     return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Split:
+    return Split(tmp_path, "train", 0)
+
+
+@pytest.fixture
+def val(tmp_path: Path) -> Split:
+    """Of other photos than `train`."""
+    return Split(tmp_path, "val", 100)
 
 
 # --- reproducible inputs ----------------------------------------------------------------------------------------------

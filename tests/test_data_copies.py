@@ -7,22 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_data_inspection import Split, inspected, photo
+from inspected_split import Split, inspected, photo
 
 from fastrcnn.config import Config, TrainDataConfig, ValDataConfig
 from fastrcnn.data.inspection.copies import BITS, LIMIT, nearest_copies
 from fastrcnn.data.inspection.files import inspect_file
 from fastrcnn.data.inspection.report import report
-
-
-@pytest.fixture
-def train(tmp_path: Path) -> Split:
-    return Split(tmp_path, "train", 0)
-
-
-@pytest.fixture
-def val(tmp_path: Path) -> Split:
-    return Split(tmp_path, "val", 100)
 
 
 def jpeg(quality: int) -> Callable[[np.ndarray], np.ndarray]:
