@@ -78,6 +78,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(tmp_path: Path) -> Split:
+    """For `fastrcnn data`: three photos to plant errors in (inspected_split.py)."""
     return Split(tmp_path, "train", 0)
 
 

@@ -393,13 +393,13 @@ OP_TESTS = {
     ],
 )
 def test_op_tests_under(variant, files):
-    """All op tests again, and for AddressSanitizer those of this file."""
+    """All op tests again but those of compilers and peers, and for AddressSanitizer those of this file."""
     build.library(variant)
     paths = [Path(__file__).parent / f"test_{name}.py" for name in files]
     environment = os.environ | {"CUDA_EMULATOR_VARIANT": variant}
     chosen = "emulated and not compile and not opcheck and not torchvision"
     if variant == "races":
-        chosen += " and not 2_to_the_31"  # of places, not of threads
+        chosen += " and not 2_to_the_31"  # whether addresses are right is not a question of threads
     if variant == "address":
         environment |= build.preload()
     result = subprocess.run(

@@ -89,6 +89,7 @@ def test_leaves_out_no_pair_that_decides(spread, iou_threshold):
 
 @pytest.mark.parametrize("spread", SPREADS)
 def test_boxes_of_every_spread(device, spread):
+    """As above on every device, with fewer boxes, of more than one tile and no multiple of one."""
     boxes, scores = spread_boxes(spread, 330).to(device), random_scores(330, device=device)
     for threshold in (0.0, 0.3, 0.95):
         assert ops.nms(boxes, scores, threshold).tolist() == reference.nms(boxes, scores, threshold).tolist()

@@ -90,7 +90,10 @@ def test_equals_reference_for_every_capacity(device, pre_nms, post_nms, num_anch
 
 @pytest.mark.parametrize("pre_nms", [5, 40, 500, 1100])
 def test_top_k_of_maps_with_few_or_many_large_values(device, pre_nms):
-    """One dense cluster, a ramp, a constant: the distributions for which a quick choice could go wrong."""
+    """One dense cluster, a ramp, a constant: the distributions for which a quick choice could go wrong.
+
+    1100: more than the CUDA kernel that selects has threads.
+    """
     size = (60, 70)
     cluster = torch.rand(1, 1, *size, generator=seeded(0))
     cluster[:, :, 20:45, 10:60] += 5

@@ -220,7 +220,7 @@ def test_schedules(compiled, name, schedule):
 
 @needs_nvcc
 def test_the_whole_detector(compiled):
-    """On the reference numbers: inference, losses and gradients (test_golden.py)."""
+    """R-50-FPN on the reference numbers: inference, losses and gradients (test_golden.py)."""
     chosen = ["-k", "emulated and r50_fpn_1x", "tests/test_golden.py"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
